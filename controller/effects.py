@@ -1,0 +1,53 @@
+"""What the controller needs from outside, as small interfaces: the ledger, and whoever listens to changes.
+
+Each has one real implementation (``agentd.ledger``) and one that records (``tests``). None of their methods may block:
+they are called on the path of a tool call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
+
+
+class Journal(Protocol):
+    """The durable history. Methods return at once; records are written in batches by a thread of the journal's own."""
+
+    def tenant_set(self, tenant: TenantView, /) -> None: ...
+    def session_opened(self, session: SessionView, /) -> None: ...
+    def session_closed(self, session_id: SessionId, at: float, /) -> None: ...
+    def call_begun(self, call: CallView, /) -> None: ...
+
+    def call_ended(self, call: CallView, committed: Callable[[], None], /) -> None:
+        """``call.outcome`` is set. ``committed`` is called on the event loop once the record is on disk: only then is
+        the call's leaf removed, so that a crash in between loses nothing."""
+
+    def decision(self, decision: Decision, /) -> None: ...
+    def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None: ...
+
+
+class NullJournal:
+    """Keeps nothing: for tools and tests that need no history."""
+
+    def tenant_set(self, tenant: TenantView, /) -> None:
+        pass
+
+    def session_opened(self, session: SessionView, /) -> None:
+        pass
+
+    def session_closed(self, session_id: SessionId, at: float, /) -> None:
+        pass
+
+    def call_begun(self, call: CallView, /) -> None:
+        pass
+
+    def call_ended(self, call: CallView, committed: Callable[[], None], /) -> None:
+        committed()
+
+    def decision(self, decision: Decision, /) -> None:
+        pass
+
+    def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None:
+        pass

@@ -1,0 +1,57 @@
+"""Limits: what the kernel is told. ``None`` leaves a knob untouched; ``UNLIMITED`` lifts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final, TypeVar
+
+UNLIMITED: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one group. Bytes, cores (1.5 = one and a half CPUs), weights 1 to 10,000 (100 = default), processes."""
+
+    memory_max: int | None = None  # hard: beyond it the kernel reclaims, then kills
+    memory_high: int | None = None  # unified hosts: beyond it allocations are slowed
+    memory_low: int | None = None  # unified hosts: protected from reclaim below it
+    cpu_max: float | None = None
+    cpu_weight: int | None = None
+    pids_max: int | None = None
+    io_weight: int | None = None
+
+    def merged(self, other: Limits) -> Limits:
+        """These limits, with every field that ``other`` sets taken from it."""
+        values = {f.name: getattr(other, f.name) for f in fields(other) if getattr(other, f.name) is not None}
+        return Limits(**{f.name: values.get(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    def tightened(self, other: Limits) -> Limits:
+        """The tighter of both in every ceiling: no authority loosens another's limit. Weights take ``other``'s."""
+        return Limits(
+            memory_max=_tighter(self.memory_max, other.memory_max),
+            memory_high=_tighter(self.memory_high, other.memory_high),
+            memory_low=_tighter(self.memory_low, other.memory_low),
+            cpu_max=_tighter(self.cpu_max, other.cpu_max),
+            cpu_weight=other.cpu_weight if other.cpu_weight is not None else self.cpu_weight,
+            pids_max=_tighter(self.pids_max, other.pids_max),
+            io_weight=other.io_weight if other.io_weight is not None else self.io_weight,
+        )
+
+
+_N = TypeVar("_N", int, float)
+
+
+def _tighter(a: _N | None, b: _N | None) -> _N | None:
+    if a is None or a == UNLIMITED:
+        return b if b is not None else a
+    if b is None or b == UNLIMITED:
+        return a
+    return min(a, b)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tripwire:
+    """Thresholds on a call's own memory use, in bytes, kept by the eBPF side. ``None``: not armed."""
+
+    notify: int | None = None  # past it: an event
+    brake: int | None = None  # past it: the faulting process is stopped in the kernel, and an event
