@@ -1,0 +1,64 @@
+"""What the controller must be told. The daemon builds these from its configuration file; defaults are safe anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from controller.model import Limits
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantConfig:
+    """``uids`` may open sessions of the tenant. ``max_calls`` at once: more wait in the tenant's queue."""
+
+    name: str
+    uids: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    priority: int = 50
+    max_calls: int | None = None
+    max_sessions: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallConfig:
+    """Defaults and bounds of single calls.
+
+    ``brake_factor``: the brake is armed at the declared peak times this. ``hard_limit_factor``: memory_max of a call
+    that declared a peak is that peak times this (None: no hard limit; the tenant's ceiling and the host still hold).
+    ``hold_max`` seconds: how long a braked call may be held before it must be resumed or ended. ``raise_step`` bytes:
+    by at least this much a brake is raised when there is room.
+    """
+
+    memory_max: int | None = None
+    pids_max: int | None = 4096
+    brake_factor: float = 1.0
+    hard_limit_factor: float | None = 2.0
+    hold_max: float = 30.0
+    raise_step: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """``memory_reserve``: share of the host's memory (0 to 1) that no brake is raised into. Times in seconds.
+
+    ``default_tenant``: name of the tenant of uids that no tenant names; None refuses them. ``restart_grace``: how long
+    after a restart a launcher may take to come back. ``leftovers``: what happens to processes that outlive their call.
+    ``sample_budget``: the share of one core that sampling may take; the interval stretches to keep to it.
+    """
+
+    tenants: tuple[TenantConfig, ...] = ()
+    default_tenant: str | None = "default"
+    call: CallConfig = field(default_factory=CallConfig)
+    memory_reserve: float = 0.05
+    sample_interval: float = 1.0
+    sample_budget: float = 0.01
+    restart_grace: float = 15.0
+    leftovers: Literal["adopt", "kill"] = "adopt"
+    leftover_grace: float = 0.25
+    token_ttl: float = 86_400.0
+    keep_ended: int = (
+        512  # ended calls kept in memory for GetOutcome and `corral ps --all`; older ones are in the ledger
+    )

@@ -1,0 +1,129 @@
+"""What to do with calls that the brake has stopped: raise the threshold, hold on, or end them. Pure.
+
+Rules, in order, for each braked call, the highest priority and then the longest held first:
+
+1. It asked to fail fast: end it.
+2. There is room for another step (below its hard limit, its tenant's ceiling and the host's reserve): raise and resume.
+3. No room, and nothing that runs could free any (it is the tenant's only call against the tenant's ceiling, or it
+   stands at its own hard limit): holding it would wait for ever; end it and say why.
+4. No room, and held for longer than the bound: end it.
+5. Otherwise hold, and look again when memory is freed or the bound is near.
+
+Room that rule 2 gives away is no longer there for the calls that come after it in the same round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from controller.config import CallConfig
+from controller.model import CallId, TenantId
+from controller.policy.text import human_bytes, human_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Braked:
+    """One stopped call. Bytes, seconds. ``hard_limit`` None: none of its own."""
+
+    call_id: CallId
+    tenant_id: TenantId
+    priority: int
+    usage: int
+    brake: int
+    hard_limit: int | None
+    held_seconds: float
+    fail_fast: bool
+    running_siblings: int  # other calls of the tenant that run and could free memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headroom:
+    """Bytes left on the host above its reserve, and under each tenant's ceiling (absent: no ceiling)."""
+
+    host: int
+    tenants: dict[TenantId, int]
+    host_others_running: bool  # whether any call runs at all (that could free host memory)
+
+
+class Verdict(StrEnum):
+    RAISE = "raise"
+    HOLD = "hold"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    call_id: CallId
+    verdict: Verdict
+    brake: int  # the new threshold when raised, the present one otherwise
+    reason: str
+    evidence: dict[str, float]
+
+
+def judge(braked: Sequence[Braked], headroom: Headroom, config: CallConfig) -> list[Judgement]:
+    """One judgement per braked call, in the order in which they should be carried out."""
+    host = headroom.host
+    tenants = dict(headroom.tenants)
+    judgements = []
+    for call in sorted(braked, key=lambda c: (-c.priority, -c.held_seconds, c.call_id)):
+        room = _room(call, host, tenants)
+        step = max(config.raise_step, call.brake // 4)
+        evidence = {
+            "usage_bytes": float(call.usage),
+            "brake_bytes": float(call.brake),
+            "room_bytes": float(room),
+            "held_seconds": round(call.held_seconds, 3),
+        }
+        verdict, reason, target = _one(call, room, step, headroom=headroom, tenants=tenants, config=config)
+        if verdict is Verdict.RAISE:
+            granted = target - call.usage
+            host -= granted
+            if call.tenant_id in tenants:
+                tenants[call.tenant_id] -= granted
+            evidence["new_brake_bytes"] = float(target)
+        judgements.append(
+            Judgement(call_id=call.call_id, verdict=verdict, brake=target, reason=reason, evidence=evidence)
+        )
+    return judgements
+
+
+def _room(call: Braked, host: int, tenants: dict[TenantId, int]) -> int:
+    room = host
+    if call.tenant_id in tenants:
+        room = min(room, tenants[call.tenant_id])
+    if call.hard_limit is not None:
+        room = min(room, call.hard_limit - call.usage)
+    return max(0, room)
+
+
+def _one(
+    call: Braked, room: int, step: int, *, headroom: Headroom, tenants: dict[TenantId, int], config: CallConfig
+) -> tuple[Verdict, str, int]:
+    used = human_bytes(call.usage)
+    if call.fail_fast:
+        return Verdict.KILL, f"used {used}, past its declared peak, and asked to fail fast", call.brake
+    if room >= step:
+        target = call.usage + step
+        return Verdict.RAISE, f"used {used}; there is room for {human_bytes(step)} more", target
+    # a last, smaller step up to the hard limit is better than none, as long as it is worth a resume
+    if room >= config.raise_step // 4 and room >= call.usage // 50:
+        return Verdict.RAISE, f"used {used}; room is left for {human_bytes(room)} more", call.usage + room
+    at_own_limit = call.hard_limit is not None and call.hard_limit - call.usage < step
+    if at_own_limit and call.hard_limit is not None:
+        limit = human_bytes(call.hard_limit)
+        return Verdict.KILL, f"used {used} of its hard limit of {limit}: waiting cannot help", call.brake
+    tenant_room = tenants.get(call.tenant_id)
+    tenant_is_full = tenant_room is not None and tenant_room < step
+    if tenant_is_full and call.running_siblings == 0:
+        return (
+            Verdict.KILL,
+            f"used {used}, the tenant's ceiling is reached and no other call of it could free any",
+            call.brake,
+        )
+    if not tenant_is_full and not headroom.host_others_running:
+        return Verdict.KILL, f"used {used}, the host is full and no other call could free any", call.brake
+    if call.held_seconds >= config.hold_max:
+        return Verdict.KILL, f"used {used}; no room came within {human_seconds(config.hold_max)}", call.brake
+    return Verdict.HOLD, f"used {used}; waits for {human_bytes(step)} to be freed", call.brake

@@ -1,0 +1,21 @@
+"""Numbers for people and for language models."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """``1.5 GiB``, ``300 MiB``, ``12 KiB``: binary units, three significant digits."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.3g} {unit}" if abs(value) < 1000 else f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """``0.25 s``, ``42 s``, ``3 min 20 s``."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
