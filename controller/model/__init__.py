@@ -24,13 +24,14 @@ from controller.model.ids import (
 from controller.model.intent import EgressRule, Intent, Network, OnPressure, check_text, command_text
 from controller.model.limits import UNLIMITED, Limits, Tripwire
 from controller.model.outcome import Action, Decision, Outcome, Reason
-from controller.model.state import CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
+from controller.model.state import Budget, CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
 from controller.model.usage import Usage
 
 __all__ = [
     "UNLIMITED",
     "Action",
     "AlreadyExists",
+    "Budget",
     "CallId",
     "CallState",
     "CallView",

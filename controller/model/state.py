@@ -74,6 +74,17 @@ class CallView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What is left of one resource. In the unit that ``resource`` names: bytes, cores, processes, calls."""
+
+    resource: str  # memory_bytes, cpu_cores, pids, calls
+    scope: str  # tenant or session
+    limit: float
+    used: float
+    remaining: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
     """``memory_available`` is MemAvailable of /proc/meminfo; pressures are PSI "some" averages over 10 s in %."""
 

@@ -327,7 +327,7 @@ class HostStatus(_message.Message):
     def __init__(self, kernel: _Optional[str] = ..., mode: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., cpu_pressure: _Optional[float] = ..., memory_pressure: _Optional[float] = ..., io_pressure: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("tenant", "name", "labels")
+    __slots__ = ("tenant", "name", "labels", "uid")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -338,10 +338,12 @@ class OpenSessionRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     name: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    uid: int
+    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., uid: _Optional[int] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "token")
@@ -440,12 +442,22 @@ class WatchSessionRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ...) -> None: ...
 
 class WatchSessionResponse(_message.Message):
-    __slots__ = ("call", "decision")
+    __slots__ = ("call", "decision", "lost", "session")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     call: Call
     decision: Decision
-    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
+    lost: Lost
+    session: Session
+    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class Lost(_message.Message):
+    __slots__ = ("updates",)
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    updates: int
+    def __init__(self, updates: _Optional[int] = ...) -> None: ...
 
 class GetBudgetRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -500,16 +512,18 @@ class WatchRequest(_message.Message):
     def __init__(self, interval_seconds: _Optional[float] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("snapshot", "call", "decision", "session")
+    __slots__ = ("snapshot", "call", "decision", "session", "lost")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     snapshot: SnapshotResponse
     call: Call
     decision: Decision
     session: Session
-    def __init__(self, snapshot: _Optional[_Union[SnapshotResponse, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    lost: Lost
+    def __init__(self, snapshot: _Optional[_Union[SnapshotResponse, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
 
 class HistoryRequest(_message.Message):
     __slots__ = ("since", "until", "tenant", "session_id", "call_id", "limit", "with_samples", "with_decisions")

@@ -94,7 +94,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Closes a session. Refused while its calls run, unless they are to be ended too.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -114,32 +115,36 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateIntent(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces what a running call declared; its limits and thresholds follow.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndCall(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends a call, and says how it ended and what was done to it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOutcome(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The outcome of a call that ended lately.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Streams what happens to the session's calls.
+        """Streams the session's calls: first as they are, then each change. Ends when the session closes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBudget(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What the session and its tenant may still use.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -515,55 +520,64 @@ class OperatorServiceServicer:
     """
 
     def Snapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The host, its tenants, sessions and calls as they are now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Streams changes as they come, and a snapshot at each interval.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def History(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Calls, decisions and samples from the ledger.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetTenant(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes a tenant, or changes its ceilings and its default priority.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLimits(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes limits of a call, a session or a tenant, or the thresholds of a call.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPriority(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes who is acted on first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Freeze(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Holds the calls of the target where they are. They keep their memory.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Thaw(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lets held calls go on.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Kill(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends the calls of the target, every process of them. Agents' own processes are left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
