@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Packets of a call's sockets: counted, and the last gate. The connect and sendmsg gates judge destinations; here
+ * stops what never passed them: a socket from before the policy, MPTCP and SCTP on some kernels, raw sockets. A
+ * socket belongs to the group of the process that made it.
+ */
+#include "policy.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define SYN 0x02
+#define ACK 0x10
+
+struct ipv4 {
+	__u8 version_length;
+	__u8 tos;
+	__be16 total;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__be16 check;
+	__be32 from;
+	__be32 to;
+};
+
+struct ipv6 {
+	__u32 version;
+	__be16 payload;
+	__u8 next;
+	__u8 hops;
+	__u32 from[4];
+	__u32 to[4];
+};
+
+/* Whether a packet that leaves must be judged by its destination, which is then in `to`. */
+static __always_inline bool to_be_judged(struct __sk_buff *skb, struct endpoint *to)
+{
+	__u32 at;
+	__u8 flags = 0;
+	__be16 port = 0;
+
+	if (skb->protocol == bpf_htons(0x0800)) {
+		struct ipv4 ip;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return true; /* no header to be found: the empty endpoint matches no rule */
+		endpoint_v4(to, ip.to);
+		to->protocol = ip.protocol;
+		at = (ip.version_length & 0x0f) * 4;
+	} else if (skb->protocol == bpf_htons(0x86dd)) {
+		struct ipv6 ip;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return true;
+		endpoint_v6(to, ip.to[0], ip.to[1], ip.to[2], ip.to[3]);
+		to->protocol = ip.next;
+		at = sizeof(ip);
+	} else {
+		return true;
+	}
+	/* The sendmsg and connect gates saw every destination of a UDP socket; its answers need no rule. */
+	if (to->protocol == PROTO_UDP)
+		return false;
+	if (to->protocol != PROTO_TCP) {
+		to->any_port = true;
+		/* Neighbour discovery and multicast reports are the host's own traffic. */
+		return !(to->protocol == 58 && to->family == 6);
+	}
+	/* Of TCP, only the first packet of a connection that this side opens. */
+	if (bpf_skb_load_bytes(skb, at + 13, &flags, 1) || bpf_skb_load_bytes(skb, at + 2, &port, 2))
+		return true;
+	to->port = bpf_ntohs(port);
+	return (flags & (SYN | ACK)) == SYN;
+}
+
+SEC("cgroup_skb/egress")
+int corral_egress(struct __sk_buff *skb)
+{
+	__u64 id = bpf_skb_cgroup_id(skb);
+	struct corral_call *call = bpf_map_lookup_elem(&calls, &id);
+	struct corral_denied_event *event;
+	struct corral_counters *count;
+	struct endpoint to = {};
+
+	if (!call)
+		return ALLOW;
+	if (call->network != CORRAL_NET_ANY) {
+		bool judged = to_be_judged(skb, &to);
+
+		if (call->network == CORRAL_NET_NONE || (judged && !permitted(call, id, &to))) {
+			count_denied_connect(id);
+			event = denied_event(id, CORRAL_DENIED_PACKET);
+			if (event) {
+				describe(event, &to);
+				bpf_ringbuf_submit(event, 0);
+			}
+			return DENY;
+		}
+	}
+	count = bpf_map_lookup_elem(&counters, &id);
+	if (count) {
+		/* Atomic: a packet sent from a softirq may interrupt one that a process sends. */
+		__sync_fetch_and_add(&count->net_tx_bytes, skb->len);
+		__sync_fetch_and_add(&count->net_tx_packets, 1);
+	}
+	return ALLOW;
+}
+
+SEC("cgroup_skb/ingress")
+int corral_ingress(struct __sk_buff *skb)
+{
+	__u64 id = bpf_skb_cgroup_id(skb);
+	struct corral_counters *count = bpf_map_lookup_elem(&counters, &id);
+
+	if (count) {
+		__sync_fetch_and_add(&count->net_rx_bytes, skb->len);
+		__sync_fetch_and_add(&count->net_rx_packets, 1);
+	}
+	return ALLOW;
+}
