@@ -1,0 +1,167 @@
+"""What carries out the controller's decisions on the host at hand.
+
+Two kinds: ``controller.enforce`` (cgroups, and eBPF where it loads) and ``controller.observe`` (process trees only: no
+root, or no writable cgroup tree). The host's state machine is the same over both; tests put a recording one beneath it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from controller.model import (
+    CallId,
+    CallView,
+    Grant,
+    Intent,
+    Limits,
+    SessionId,
+    SessionView,
+    TenantId,
+    TenantView,
+    Usage,
+)
+
+
+class CallRef(NamedTuple):
+    """Where a call is in the tree."""
+
+    tenant_id: TenantId
+    session_id: SessionId
+    call_id: CallId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelProof:
+    """The kernel's own records about one leaf, since it was made. See ``controller.policy.outcome.Proof``."""
+
+    oom_kills: int = 0
+    oom_tenant_kills: int = 0
+    oom_host_kills: int = 0
+    pids_refused: int = 0
+    connects_refused: int = 0
+
+
+class Listener(Protocol):
+    """Told by the backend, on the event loop."""
+
+    def on_empty(self, call_id: CallId, /) -> None: ...
+    def on_braked(self, call_id: CallId, pid: int, usage: int, threshold: int, latency: float, /) -> None:
+        """``pid`` was stopped in the kernel ``latency`` seconds ago, when the leaf used ``usage`` bytes."""
+
+    def on_notice(self, call_id: CallId, usage: int, threshold: int, /) -> None: ...
+    def on_oom(self, call_id: CallId, kills: int, /) -> None: ...
+    def on_pids_refused(self, call_id: CallId, refusals: int, /) -> None: ...
+    def on_connect_refused(self, call_id: CallId, destination: str, /) -> None: ...
+    def on_exec(self, call_id: CallId, pid: int, parent: int, filename: str, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """What a session's directory remembers, so that a restarted daemon knows it. The token itself is kept nowhere."""
+
+    session: SessionView
+    token_hash: str  # sha256, hex
+    token_expires: float  # unix seconds
+    managed: bool = True  # False: opened by the daemon itself for an unknown caller, closed when its last call ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """What a leaf remembers. ``held`` by whom (brake, operator); ``launcher`` whether a corral-exec waits for it."""
+
+    call: CallView
+    launcher: bool
+    main_pid: int
+    launcher_pid: int
+    held: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was in the tree at start. Groups whose record cannot be read are named in ``strange`` and left alone."""
+
+    tenants: tuple[TenantView, ...] = ()
+    sessions: tuple[SessionRecord, ...] = ()
+    calls: tuple[CallRecord, ...] = ()
+    strange: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """To which session (and call) a process belongs by its cgroup."""
+
+    session_id: SessionId | None = None
+    call_id: CallId | None = None
+
+
+@dataclass(slots=True)
+class Sampled:
+    """One round of cheap readings. Calls that vanished meanwhile are absent."""
+
+    usage: dict[CallId, Usage] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    @property
+    def mode(self) -> str: ...  # unified, hybrid, observe
+    @property
+    def enforces(self) -> bool: ...
+    @property
+    def can_brake(self) -> bool: ...
+    @property
+    def can_gate_network(self) -> bool: ...
+    @property
+    def missing(self) -> tuple[str, ...]: ...
+
+    def start(self, listener: Listener, /) -> Found:
+        """Prepares the tree, hooks into the running event loop, and reports what an earlier daemon left."""
+
+    def stop(self) -> None:
+        """Lets go of the event loop. Groups, limits and armed thresholds stay."""
+
+    def add_tenant(self, tenant: TenantView, /) -> tuple[str, ...]:
+        """Makes the tenant's group or updates its limits. Returns notes on what this host cannot set."""
+
+    def tenant_memory(self, tenant_id: TenantId, /) -> int | None: ...
+    def tenant_cpu_usec(self, tenant_id: TenantId, /) -> int: ...
+    def remove_tenant(self, tenant_id: TenantId, /) -> None: ...
+    def add_session(self, record: SessionRecord, /) -> None: ...
+    def update_session(self, record: SessionRecord, /) -> None: ...
+    def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits, /) -> tuple[str, ...]: ...
+    def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> None: ...
+    def session_pids(self, tenant_id: TenantId, session_id: SessionId, /) -> int: ...
+    def kill_session(self, tenant_id: TenantId, session_id: SessionId, /) -> None: ...
+    def remove_session(self, tenant_id: TenantId, session_id: SessionId, /) -> bool:
+        """Removes the session's groups. False while a process or a leaf is still in them (leaves go one by one)."""
+
+    def add_call(self, ref: CallRef, intent: Intent, grant: Grant, /) -> str:
+        """Makes the leaf with its limits in force and returns its path. On an error nothing is left."""
+
+    def remember(self, ref: CallRef, record: CallRecord, /) -> None: ...
+    def adopt_call(self, ref: CallRef, record: CallRecord, /) -> None: ...
+    def place(self, ref: CallRef, pid: int, /) -> None: ...
+    def limit_call(self, ref: CallRef, grant: Grant, intent: Intent, /) -> tuple[str, ...]: ...
+    def freeze(self, ref: CallRef, /) -> None: ...
+    def thaw(self, ref: CallRef, stopped: Iterable[int], /) -> None:
+        """Resumes the processes of ``stopped`` that are still in the leaf (SIGCONT), then thaws it."""
+
+    def resume(self, ref: CallRef, pid: int, /) -> None:
+        """SIGCONT for one process of the leaf that the brake stopped under a threshold that no longer holds."""
+
+    def kill(self, ref: CallRef, /) -> None: ...
+    def pids(self, ref: CallRef, /) -> Sequence[int]: ...
+    def usage(self, ref: CallRef, /) -> Usage:
+        """Everything, exactly, now. At the end of a call, and on demand for one."""
+
+    def memory(self, ref: CallRef, /) -> int: ...
+    def sample(self, refs: Sequence[CallRef], /) -> Sampled: ...
+    def proof(self, ref: CallRef, /) -> KernelProof: ...
+    def adopt_leftovers(self, ref: CallRef, /) -> int:
+        """Moves what still runs in the leaf to the session's ``left`` group. Returns how many processes."""
+
+    def remove_call(self, ref: CallRef, /) -> bool:
+        """Forgets the counters and removes the leaf. False when it is not empty yet."""
+
+    def whose(self, pid: int, /) -> Whose: ...

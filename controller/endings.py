@@ -1,0 +1,221 @@
+"""The end of a call: who ended it, what it left behind, what it used, and the leaf's removal.
+
+A call is *ending* once its main process has been waited for (the launcher's END, EndCall) or something ended it; it is
+*ended* once its outcome is known. In between, processes that outlived the main one get a short grace, and are then
+adopted into the session or killed, as configured. The leaf goes after the ledger has committed the end, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from controller.model import Action, ControllerError, Outcome, Reason
+from controller.policy.outcome import Proof, explain
+from controller.registry import Call, now
+from controller.shared import Shared
+
+log = structlog.get_logger("corral.endings")
+
+_REMOVE_RETRY = 0.05  # seconds; the kernel lets go of a leaf some ms after its last process
+_REMOVE_TRIES = 100
+_KILL_PATIENCE = 5.0  # seconds for killed processes to be gone (uninterruptible I/O may hold them)
+_END_PATIENCE = 2.0  # seconds that an emptied call waits for the exit status from whoever started it
+_LOST_PATIENCE = 5.0
+
+
+class Endings:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.on_settled: Callable[[Call], None] = _nothing  # the owner's: queues and sessions may go on
+        self.on_forget: Callable[[Call], None] = _nothing  # the owner's: whoever holds the call lets go
+
+    # --- what may end a call ----------------------------------------------------------------------------------------
+
+    def main_exited(self, call: Call, wait_status: int | None) -> None:
+        """The main process was waited for. The outcome follows at once, or after the grace for what it left behind."""
+        if call.ending or call.outcome is not None:
+            return
+        call.ending = True
+        call.wait_status = wait_status
+        self.on_forget(call)
+        if call.killed_as is not None or not self._still_runs(call):
+            self._settle_when_empty(call)
+            return
+        self._later(call, self._shared.config.leftover_grace, self._deal_with_leftovers)
+
+    def emptied(self, call: Call) -> None:
+        """The leaf has no process left."""
+        if call.outcome is not None:
+            return
+        if call.ending:
+            self._settle(call, leftovers=0)
+        elif call.launcher_lost or call.killed_as is not None:
+            # nobody else will say more than we know, except a launcher that is about to: give it a moment
+            if call.launcher and not call.launcher_lost:
+                self._later(call, _END_PATIENCE, self._settle_unwaited)
+            else:
+                self._settle_unwaited(call)
+        else:
+            self._later(call, _LOST_PATIENCE if call.launcher else _END_PATIENCE, self._settle_unwaited)
+
+    def kill(self, call: Call, reason: Reason, why: str, evidence: dict[str, float] | None = None) -> None:
+        """Ends the call and the calls begun inside it. The first reason stays."""
+        if call.outcome is not None or call.killed_as is not None:
+            return
+        for nested in [c for c in call.session.calls.values() if c.parent_id == call.id]:
+            self.kill(nested, reason, f"the call inside which it ran was ended: {why}")
+        call.killed_as = reason
+        policy = {Reason.BRAKE_KILLED: "brake", Reason.OPERATOR_KILLED: "operator", Reason.OOM_CALL: "oom"}
+        self._shared.decide(call, Action.KILL, policy.get(reason, "lifetime"), why, evidence=evidence)
+        self.on_forget(call)
+        try:
+            self._shared.backend.kill(call.ref)
+        except ControllerError as err:
+            log.error("a call could not be killed", call=call.id, error=str(err))
+        if not self._still_runs(call):
+            self.emptied(call)
+
+    def launcher_lost(self, call: Call) -> None:
+        """The launcher went away without END: whoever started the tool gave it up."""
+        if call.ending or call.outcome is not None:
+            return
+        call.launcher_lost = True
+        self.kill(call, Reason.CANCELLED, "the process that started it went away")
+
+    # --- settling ----------------------------------------------------------------------------------------------------
+
+    def _settle_when_empty(self, call: Call) -> None:
+        if self._still_runs(call):
+            self._later(call, _KILL_PATIENCE, self._settle_stuck)
+        else:
+            self._settle(call, leftovers=0)
+
+    def _settle_unwaited(self, call: Call) -> None:
+        if call.outcome is None and not call.ending:
+            call.ending = True
+            self._settle(call, leftovers=0)
+
+    def _settle_stuck(self, call: Call) -> None:
+        if call.outcome is None:
+            pids = list(self._shared.backend.pids(call.ref))
+            log.warning("processes of a killed call are still there", call=call.id, pids=pids[:16])
+            self._settle(call, leftovers=len(pids))
+
+    def _deal_with_leftovers(self, call: Call) -> None:
+        if call.outcome is not None:
+            return
+        if self._shared.config.leftovers == "kill":
+            count = len(self._shared.backend.pids(call.ref))
+            self._shared.decide(call, Action.KILL, "leftovers", f"{count} processes outlived the call and were ended")
+            self._shared.backend.kill(call.ref)
+            self._settle_when_empty(call)
+            return
+        # what they used so far is the call's; from here on the session is charged
+        usage = self._shared.backend.usage(call.ref)
+        try:
+            count = self._shared.backend.adopt_leftovers(call.ref)
+        except ControllerError as err:
+            log.warning("left-over processes could not be adopted, they are ended", call=call.id, error=str(err))
+            self._shared.backend.kill(call.ref)
+            self._settle_when_empty(call)
+            return
+        if count:
+            self._shared.decide(
+                call, Action.ADOPT, "leftovers", f"{count} processes outlived the call and belong to the session now"
+            )
+        call.usage = usage
+        self._settle(call, leftovers=count, measured=True)
+
+    def _settle(self, call: Call, *, leftovers: int, measured: bool = False) -> None:
+        if call.outcome is not None:
+            return
+        call.cancel_timers()
+        self.on_forget(call)
+        shared = self._shared
+        if not measured:
+            try:
+                call.usage = shared.backend.usage(call.ref)
+            except ControllerError as err:
+                log.warning("a call's last reading failed; the last sample stands", call=call.id, error=str(err))
+        outcome = self._outcome(call, leftovers)
+        call.outcome = outcome
+        shared.counters.ended[(call.tenant.name, outcome.reason.value)] += 1
+        call.tenant.running -= 1
+        shared.registry.retire(call)
+        shared.journal.call_ended(call.view(), lambda: self._remove(call, _REMOVE_TRIES))
+        shared.publish(call)
+        call.ended.set()
+        self.on_settled(call)
+
+    def _outcome(self, call: Call, leftovers: int) -> Outcome:
+        proof = self._proof(call)
+        ended_at = now()
+        wall = ended_at - call.begun_at
+        told = explain(
+            intent=call.intent,
+            grant=call.grant,
+            usage=call.usage,
+            proof=proof,
+            wall_seconds=wall,
+            held_seconds=call.held_seconds,
+        )
+        return Outcome(
+            call_id=call.id,
+            reason=told.reason,
+            ended_at=ended_at,
+            wait_status=call.wait_status,
+            usage=call.usage,
+            wall_seconds=wall,
+            held_seconds=call.held_seconds,
+            decisions=tuple(call.decisions),
+            summary=told.summary,
+            suggestions=told.suggestions,
+            leftovers=leftovers,
+        )
+
+    def _proof(self, call: Call) -> Proof:
+        kernel = self._shared.backend.proof(call.ref)
+        return Proof(
+            wait_status=call.wait_status,
+            killed_as=call.killed_as,
+            oom_kills=kernel.oom_kills,
+            oom_tenant_kills=kernel.oom_tenant_kills,
+            oom_host_kills=kernel.oom_host_kills,
+            pids_refused=kernel.pids_refused,
+            connects_refused=kernel.connects_refused,
+            launcher_lost=call.launcher_lost,
+            decisions=call.decisions,
+        )
+
+    def _remove(self, call: Call, tries: int) -> None:
+        """The end is on disk: the leaf may go. Forks that raced with the adoption are found here, and ended."""
+        try:
+            if self._shared.backend.remove_call(call.ref):
+                return
+            if tries in {_REMOVE_TRIES // 2, 1}:
+                self._shared.backend.kill(call.ref)
+        except ControllerError as err:
+            log.warning("a leaf could not be removed yet", call=call.id, error=str(err))
+        if tries > 0:
+            asyncio.get_running_loop().call_later(_REMOVE_RETRY, self._remove, call, tries - 1)
+        else:
+            log.error("a leaf stays behind; the next start of the daemon will remove it", call=call.id)
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def _still_runs(self, call: Call) -> bool:
+        try:
+            return bool(self._shared.backend.pids(call.ref))
+        except ControllerError:
+            return False  # the leaf is gone
+
+    @staticmethod
+    def _later(call: Call, seconds: float, then: Callable[[Call], None]) -> None:
+        call.timers.append(asyncio.get_running_loop().call_later(seconds, then, call))
+
+
+def _nothing(call: Call) -> None:
+    pass

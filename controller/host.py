@@ -1,0 +1,391 @@
+"""The host: tenants, sessions and calls over a backend. The one object that the daemon's servers talk to.
+
+Everything happens on one event loop; nothing here blocks it. The parts: ``sessions`` (who), ``queueing`` (when),
+``holds`` (brake and freezer), ``endings`` (how it ends), ``sampler`` (what it uses), ``recovery`` (after a restart).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from controller.backend import Backend, CallRef, Whose
+from controller.budgets import budgets
+from controller.config import HostConfig
+from controller.control import Control
+from controller.effects import Journal
+from controller.endings import Endings
+from controller.events import KernelEvents
+from controller.holds import Holds
+from controller.hub import Hub, Subscription
+from controller.model import (
+    Action,
+    AlreadyExists,
+    Budget,
+    CallId,
+    CallView,
+    CannotEnforce,
+    ControllerError,
+    Decision,
+    Grant,
+    Intent,
+    InvalidRequest,
+    Limits,
+    Outcome,
+    Reason,
+    Refused,
+    SessionId,
+    SessionView,
+    Snapshot,
+    TenantId,
+    TenantView,
+    Tripwire,
+    WrongState,
+    command_text,
+    new_call_id,
+)
+from controller.policy.grant import Refusal, Room, Wait, decide
+from controller.queueing import Queue
+from controller.recovery import Recovery
+from controller.registry import Call, Registry, now
+from controller.sampler import Sampler
+from controller.sessions import Sessions
+from controller.shared import HostMemory, Shared
+from controller.snapshot import HostReader, snapshot
+
+log = structlog.get_logger("corral.host")
+
+
+class Host:
+    """``known_tenants``: ids that names had in the ledger, so that a tenant stays itself across reboots."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        backend: Backend,
+        journal: Journal,
+        reader: HostReader,
+        *,
+        known_tenants: Mapping[str, TenantId] | None = None,
+    ) -> None:
+        self._known_tenants = dict(known_tenants or {})
+        self._reader = reader
+        self.registry = Registry(keep_ended=config.keep_ended)
+        self.hub = Hub()
+        self.shared = Shared(
+            config=config,
+            registry=self.registry,
+            backend=backend,
+            journal=journal,
+            hub=self.hub,
+            memory=self._memory,
+        )
+        self.endings = Endings(self.shared)
+        self.holds = Holds(self.shared, self.endings.kill)
+        self.sessions = Sessions(self.shared, self.endings)
+        self.queue = Queue(self.shared, self._start)
+        self.sampler = Sampler(self.shared)
+        self.control = Control(self.shared, self.holds, self.endings, self.sessions)
+        self.recovery = Recovery(self.shared, self.sessions, self.holds, self.endings)
+        self.events = KernelEvents(self.shared, self.holds, self.endings)
+        self.endings.on_forget = self.holds.forget
+        self.endings.on_settled = self._settled
+        self.sampler.on_round = self._round
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Prepares the tree, takes over what an earlier daemon left, and begins to sample."""
+        found = self.shared.backend.start(self.events)
+        self.recovery.take_over_tenants(found)
+        self.sessions.configure(self.shared.config.tenants, self._known_tenants)
+        self.recovery.take_over(found)
+        self._tasks.append(asyncio.create_task(self.sampler.run(), name="sampler"))
+
+    async def stop(self) -> None:
+        """Calls go on running; their limits and thresholds stay in force."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        for call in self.registry.live_calls():
+            call.cancel_timers()
+        self.hub.close()
+        self.shared.backend.stop()
+
+    def reconfigure(self, config: HostConfig) -> None:
+        """Takes a new configuration while calls run. Tenants that are no longer named stay until they are empty."""
+        self.shared.config = config
+        self.sessions.configure(config.tenants, {})
+        self.queue.wake()
+        self.holds.review_soon()
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def open_session(
+        self, *, tenant: str, name: str, uid: int, labels: Mapping[str, str], managed: bool = True
+    ) -> tuple[SessionView, str]:
+        session, token = self.sessions.open(tenant_name=tenant, name=name, uid=uid, labels=labels, managed=managed)
+        return session.view(), token
+
+    async def close_session(self, session_id: SessionId, *, kill: bool) -> None:
+        await self.sessions.close(self.registry.session(session_id), kill=kill)
+
+    def authenticate(self, token: str) -> SessionView:
+        return self.sessions.authenticate(token).view()
+
+    def session(self, session_id: SessionId) -> SessionView:
+        return self.registry.session(session_id).view()
+
+    def whose(self, pid: int) -> Whose:
+        """Session and call of a process, by the cgroup that the kernel says it is in."""
+        return self.shared.backend.whose(pid)
+
+    def enter_session(self, session_id: SessionId, pid: int) -> None:
+        """Makes ``pid`` an agent process of the session: the ladder never ends those."""
+        session = self.registry.session(session_id)
+        self.shared.backend.enter_session(session.tenant.id, session.id, pid)
+
+    # --- the path of a call ------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, session_id: SessionId, *, intent: Intent, argv: Sequence[str], parent_id: CallId | None = None
+    ) -> Call:
+        """A call that has not begun. Raises what is wrong with the request."""
+        session = self.registry.session(session_id)
+        if session.closing:
+            raise WrongState(f"session {session.id} is being closed", field="session_id", remedy="open a new session")
+        if parent_id is not None and parent_id not in session.calls:
+            raise InvalidRequest(
+                f"no live call {parent_id[:40]!r} in this session",
+                field="parent_id",
+                value=parent_id,
+                remedy="leave it out",
+            )
+        ref = CallRef(session.tenant.id, session.id, new_call_id())
+        return Call(
+            ref=ref,
+            session=session,
+            parent_id=parent_id,
+            command=command_text(argv),
+            intent=intent,
+            grant=Grant(
+                limits=Limits(),
+                tripwire=Tripwire(),
+                priority=session.tenant.priority if intent.priority is None else intent.priority,
+                enforced=self.shared.backend.enforces,
+            ),
+            begun_at=now(),
+        )
+
+    def begin_now(self, call: Call) -> Wait | None:
+        """Begins a prepared call if it may begin at once. Otherwise says what it must wait for (see ``wait_turn``)."""
+        if self.queue.has(call.ref.tenant_id):
+            if call.intent.on_pressure.value == "wait":
+                return Wait(message="calls of the same tenant wait already")
+            raise Refused(
+                "calls of the same tenant wait already",
+                code="queue",
+                remedy="wait (on_pressure=wait) or retry later",
+            )
+        return self._start(call)
+
+    async def wait_turn(self, call: Call, wait: Wait) -> None:
+        self.registry.add_call(call)
+        try:
+            await self.queue.turn(call, wait)
+        except BaseException:
+            if not call.cgroup and call.outcome is None:
+                self.registry.drop(call)
+                self.sessions.close_if_idle(call.session)
+            raise
+
+    async def begin(
+        self, session_id: SessionId, *, intent: Intent, argv: Sequence[str], parent_id: CallId | None = None
+    ) -> CallView:
+        """Begins a call without a launcher: its processes come with ``attach``, its end with ``end``."""
+        call = self.prepare(session_id, intent=intent, argv=argv, parent_id=parent_id)
+        wait = self.begin_now(call)
+        if wait is not None:
+            await self.wait_turn(call, wait)
+        return call.view()
+
+    def _start(self, call: Call) -> Wait | None:
+        """Admission, the leaf, the record. All or nothing."""
+        started = time.perf_counter()
+        shared = self.shared
+        tenant = call.tenant
+        total, available = shared.headroom() if shared.backend.enforces and call.intent.memory_typical else (0, 0)
+        room = Room(
+            tenant_limits=tenant.limits,
+            tenant_priority=tenant.priority,
+            tenant_calls=tenant.running,
+            tenant_max_calls=tenant.max_calls,
+            host_total=total,
+            host_available=available,
+            enforced=shared.backend.enforces,
+            can_gate_network=shared.backend.can_gate_network,
+            can_brake=shared.backend.can_brake,
+        )
+        answer = decide(call.intent, room, shared.config.call)
+        if isinstance(answer, Wait):
+            return answer
+        if isinstance(answer, Refusal):
+            shared.counters.refused[answer.code] += 1
+            self._record_refusal(call, answer)
+            if answer.unenforceable:
+                raise CannotEnforce(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
+            raise Refused(
+                answer.message, code=answer.code, field=answer.field, value=answer.value, remedy=answer.remedy
+            )
+        call.grant = answer
+        call.cgroup = shared.backend.add_call(call.ref, call.intent, answer)
+        call.queued = False
+        call.begun_at = now()
+        self.registry.add_call(call)
+        tenant.running += 1
+        shared.counters.begun[tenant.name] += 1
+        if call.intent.deadline is not None:
+            loop = asyncio.get_running_loop()
+            call.timers.append(loop.call_later(call.intent.deadline, self._deadline, call))
+        shared.journal.call_begun(call.view())
+        shared.publish(call)
+        elapsed = time.perf_counter() - started
+        for observe in shared.counters.begin_seconds:
+            observe(elapsed)
+        return None
+
+    def _record_refusal(self, call: Call, refusal: Refusal) -> None:
+        decision = Decision(
+            at=now(),
+            action=Action.REFUSE,
+            policy="admission",
+            reason=f"{refusal.code}: {refusal.message}",
+            tenant_id=call.ref.tenant_id,
+            session_id=call.ref.session_id,
+            evidence={},
+        )
+        self.shared.counters.decisions[Action.REFUSE.value] += 1
+        self.shared.journal.decision(decision)
+        self.hub.publish(decision)
+
+    def place(self, call: Call, pid: int, launcher_pid: int, tell_acted: Callable[[], None]) -> None:
+        """Moves a launcher's child, which waits, into the leaf. On an error the call is undone."""
+        call.launcher = True
+        call.main_pid = pid
+        call.launcher_pid = launcher_pid
+        call.tell_acted = tell_acted
+        try:
+            self.shared.backend.place(call.ref, pid)
+        except ControllerError:
+            self.endings.main_exited(call, None)
+            raise
+        call.populated = True
+        self.shared.remember(call)
+
+    def attach(self, call_id: CallId, pid: int) -> None:
+        call = self.registry.call(call_id)
+        if call.queued or call.ending:
+            raise WrongState(
+                f"call {call.id} is {call.state.value}", field="call_id", remedy="attach to a running call"
+            )
+        self.shared.backend.place(call.ref, pid)
+        call.populated = True
+        call.main_pid = call.main_pid or pid
+        self.shared.remember(call)
+
+    def update_intent(self, call_id: CallId, intent: Intent) -> CallView:
+        return self.control.update_intent(self.registry.call(call_id), intent)
+
+    async def end(self, call_id: CallId, wait_status: int | None) -> Outcome:
+        """The main process has ended. Returns when the outcome is known; again for a call that has just ended."""
+        ended = self.registry.ended(call_id)
+        if ended is not None and ended.outcome is not None:
+            return ended.outcome
+        call = self.registry.call(call_id)
+        if call.queued:
+            raise WrongState(f"call {call.id} has not begun", field="call_id", remedy="cancel its BeginCall")
+        self.endings.main_exited(call, wait_status)
+        await call.ended.wait()
+        if call.outcome is None:
+            raise AlreadyExists(f"call {call.id} ended without an outcome", remedy="see the daemon's log")
+        return call.outcome
+
+    def hung_up(self, call_id: CallId) -> None:
+        """The launcher went away without saying how its child ended."""
+        call = self.registry.calls.get(call_id)
+        if call is not None:
+            call.tell_acted = None
+            self.endings.launcher_lost(call)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def call(self, call_id: CallId) -> CallView:
+        """Live or recently ended, with its use read now."""
+        ended = self.registry.ended(call_id)
+        if ended is not None:
+            return ended
+        call = self.registry.call(call_id)
+        if not call.queued:
+            call.usage = self.shared.backend.usage(call.ref)
+        return call.view()
+
+    def processes(self, call_id: CallId) -> Sequence[int]:
+        call = self.registry.calls.get(call_id)
+        return self.shared.backend.pids(call.ref) if call is not None and not call.queued else ()
+
+    def budgets(self, session_id: SessionId) -> list[Budget]:
+        return budgets(self.registry.session(session_id), self.shared.backend)
+
+    def snapshot(self, *, with_ended: bool = False) -> Snapshot:
+        return snapshot(self.registry, self.shared.backend, self._reader, with_ended=with_ended)
+
+    def subscribe(self, *, session_id: SessionId | None = None) -> Subscription:
+        return self.hub.subscribe(session_id)
+
+    # --- operators (see control) -------------------------------------------------------------------------------------
+
+    def set_tenant(self, name: str, *, limits: Limits | None, priority: int | None) -> TenantView:
+        view = self.sessions.change_tenant(name, limits=limits, priority=priority)
+        self.queue.wake()
+        self.holds.review_soon()
+        return view
+
+    def set_limits(self, target: str, *, limits: Limits, tripwire: Tripwire | None) -> None:
+        self.control.set_limits(target, limits=limits, tripwire=tripwire)
+        self.holds.review_soon()
+
+    def set_priority(self, target: str, priority: int) -> None:
+        self.control.set_priority(target, priority)
+
+    async def freeze(self, target: str, *, by: str) -> list[CallId]:
+        return self.control.freeze(target, by)
+
+    async def thaw(self, target: str, *, by: str) -> list[CallId]:
+        return self.control.thaw(target, by)
+
+    async def kill(self, target: str, *, by: str) -> list[CallId]:
+        return await self.control.kill(target, by)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _memory(self) -> HostMemory:
+        total, available = self._reader.memory()
+        return HostMemory(total=total, available=available)
+
+    def _deadline(self, call: Call) -> None:
+        self.endings.kill(call, Reason.TIMEOUT, "it reached the deadline that it declared")
+
+    def _settled(self, call: Call) -> None:
+        self.queue.wake()
+        self.holds.review_soon()
+        self.sessions.close_if_idle(call.session)
+
+    def _round(self) -> None:
+        self.holds.review_soon()
+        self.queue.wake()
+        self.sessions.sweep()

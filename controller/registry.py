@@ -1,0 +1,269 @@
+"""The tenants, sessions and calls that the daemon knows, as they are now. The event loop alone changes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from controller.backend import CallRef, SessionRecord
+from controller.model import (
+    CallId,
+    CallState,
+    CallView,
+    Decision,
+    Grant,
+    Intent,
+    Limits,
+    NotFound,
+    Outcome,
+    Reason,
+    SessionId,
+    SessionView,
+    TenantId,
+    TenantView,
+    Usage,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Tenant:
+    id: TenantId
+    name: str
+    uids: frozenset[int]
+    limits: Limits
+    priority: int
+    max_calls: int | None
+    max_sessions: int | None
+    sessions: dict[SessionId, Session] = field(default_factory=dict)
+    running: int = 0  # calls that are begun and not ended, queued ones not counted
+    memory_now: int | None = None
+    cpu_usec: int = 0
+
+    def view(self) -> TenantView:
+        return TenantView(
+            id=self.id,
+            name=self.name,
+            limits=self.limits,
+            priority=self.priority,
+            memory_now=self.memory_now,
+            cpu_usec=self.cpu_usec,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    id: SessionId
+    tenant: Tenant
+    name: str
+    uid: int
+    opened_at: float
+    labels: dict[str, str]
+    token_hash: str
+    token_expires: float
+    managed: bool
+    closed_at: float | None = None
+    closing: bool = False
+    calls: dict[CallId, Call] = field(default_factory=dict)
+
+    def view(self) -> SessionView:
+        return SessionView(
+            id=self.id,
+            tenant_id=self.tenant.id,
+            name=self.name,
+            uid=self.uid,
+            opened_at=self.opened_at,
+            closed_at=self.closed_at,
+            labels=self.labels,
+        )
+
+    def record(self) -> SessionRecord:
+        return SessionRecord(
+            session=self.view(),
+            token_hash=self.token_hash,
+            token_expires=self.token_expires,
+            managed=self.managed,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """``held_by``: who holds it (brake, operator); the leaf is frozen while anyone does."""
+
+    ref: CallRef
+    session: Session
+    parent_id: CallId | None
+    command: str
+    intent: Intent
+    grant: Grant
+    begun_at: float
+    queued: bool = False
+    held_by: set[str] = field(default_factory=set)
+    held_since: float | None = None
+    held_seconds: float = 0.0
+    brakes: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cgroup: str = ""
+    main_pid: int = 0
+    launcher: bool = False  # a corral-exec waits for it
+    launcher_pid: int = 0
+    populated: bool = False  # a process was placed in it
+    stopped: set[int] = field(default_factory=set)  # processes that the brake stopped
+    killed_as: Reason | None = None
+    launcher_lost: bool = False
+    wait_status: int | None = None
+    ending: bool = False
+    outcome: Outcome | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    tell_acted: Callable[[], None] | None = None  # wakes the launcher: something was done to its call
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    hold_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def id(self) -> CallId:
+        return self.ref.call_id
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.session.tenant
+
+    @property
+    def state(self) -> CallState:
+        if self.outcome is not None:
+            return CallState.ENDED
+        if self.queued:
+            return CallState.QUEUED
+        if "operator" in self.held_by:
+            return CallState.FROZEN
+        return CallState.BRAKED if self.held_by else CallState.RUNNING
+
+    def held_now(self, now: float) -> float:
+        """Seconds held so far, the present hold included."""
+        return self.held_seconds + (now - self.held_since if self.held_since is not None else 0.0)
+
+    def view(self) -> CallView:
+        return CallView(
+            id=self.id,
+            session_id=self.session.id,
+            tenant_id=self.ref.tenant_id,
+            parent_id=self.parent_id,
+            command=self.command,
+            intent=self.intent,
+            grant=self.grant,
+            state=self.state,
+            begun_at=self.begun_at,
+            held_since=self.held_since,
+            held_seconds=self.held_seconds,
+            brakes=self.brakes,
+            usage=self.usage,
+            cgroup=self.cgroup,
+            outcome=self.outcome,
+        )
+
+    def cancel_timers(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+        self.cancel_hold_timer()
+
+    def cancel_hold_timer(self) -> None:
+        if self.hold_timer is not None:
+            self.hold_timer.cancel()
+            self.hold_timer = None
+
+
+class Registry:
+    """Look-ups by id and by token. Ended calls stay for a while (``keep_ended`` of them), the rest is in the ledger."""
+
+    def __init__(self, *, keep_ended: int) -> None:
+        self.tenants: dict[TenantId, Tenant] = {}
+        self.sessions: dict[SessionId, Session] = {}
+        self.calls: dict[CallId, Call] = {}
+        self.by_name: dict[str, Tenant] = {}
+        self.by_token: dict[str, Session] = {}
+        self._ended: OrderedDict[CallId, CallView] = OrderedDict()
+        self._keep_ended = keep_ended
+
+    def add_tenant(self, tenant: Tenant) -> None:
+        self.tenants[tenant.id] = tenant
+        self.by_name[tenant.name] = tenant
+
+    def add_session(self, session: Session) -> None:
+        self.sessions[session.id] = session
+        session.tenant.sessions[session.id] = session
+        if session.token_hash:
+            self.by_token[session.token_hash] = session
+
+    def remove_session(self, session: Session) -> None:
+        self.sessions.pop(session.id, None)
+        session.tenant.sessions.pop(session.id, None)
+        self.by_token.pop(session.token_hash, None)
+
+    def add_call(self, call: Call) -> None:
+        self.calls[call.id] = call
+        call.session.calls[call.id] = call
+
+    def retire(self, call: Call) -> None:
+        """The call has ended: out of the live ones, its last view is kept for a while."""
+        self.calls.pop(call.id, None)
+        call.session.calls.pop(call.id, None)
+        self._ended[call.id] = call.view()
+        while len(self._ended) > self._keep_ended:
+            self._ended.popitem(last=False)
+
+    def drop(self, call: Call) -> None:
+        """The call never began."""
+        self.calls.pop(call.id, None)
+        call.session.calls.pop(call.id, None)
+
+    def tenant(self, name: str) -> Tenant:
+        try:
+            return self.by_name[name]
+        except KeyError:
+            known = ", ".join(sorted(self.by_name)[:8]) or "none"
+            raise NotFound(
+                f"no tenant {name[:80]!r}", field="tenant", value=name, remedy=f"use one of: {known}; or set one up"
+            ) from None
+
+    def session(self, session_id: str) -> Session:
+        try:
+            return self.sessions[SessionId(session_id)]
+        except KeyError:
+            raise NotFound(
+                f"no open session {session_id[:40]!r}",
+                field="session_id",
+                value=session_id,
+                remedy="open one (corral session open)",
+            ) from None
+
+    def call(self, call_id: str) -> Call:
+        try:
+            return self.calls[CallId(call_id)]
+        except KeyError:
+            raise NotFound(
+                f"no live call {call_id[:40]!r}",
+                field="call_id",
+                value=call_id,
+                remedy="corral ps lists the live ones, corral history the ended ones",
+            ) from None
+
+    def ended(self, call_id: str) -> CallView | None:
+        return self._ended.get(CallId(call_id))
+
+    def recently_ended(self) -> tuple[CallView, ...]:
+        return tuple(self._ended.values())
+
+    def live_calls(self) -> Iterator[Call]:
+        return iter(list(self.calls.values()))
+
+    def begun_calls(self) -> list[Call]:
+        """Those that have a leaf: neither queued nor settled."""
+        return [c for c in self.calls.values() if not c.queued and c.outcome is None]
+
+
+def now() -> float:
+    """Unix seconds."""
+    return time.time()

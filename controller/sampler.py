@@ -1,0 +1,72 @@
+"""Reads what the live calls use, now and then: for the dashboard, the ledger and the tenants' totals.
+
+Nothing waits for a sample: brakes, ends and OOM kills come as events. So the sampler may be slow, and it keeps to a
+share of one core: the more calls there are, the further apart its rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from controller.model import ControllerError
+from controller.registry import Call, now
+from controller.shared import Shared
+
+log = structlog.get_logger("corral.sampler")
+
+_CHUNK = 64  # calls read between two turns of the event loop: about 5 ms
+
+
+class Sampler:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.last_cost = 0.0  # seconds of the last round
+        self.on_round: Callable[[], None] = _nothing  # the owner's
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        config = self._shared.config
+        pause = config.sample_interval
+        while True:
+            await asyncio.sleep(pause)
+            started = time.thread_time()
+            await self.round()
+            self.last_cost = time.thread_time() - started
+            pause = max(config.sample_interval, self.last_cost / config.sample_budget)
+            self.on_round()
+
+    async def round(self) -> None:
+        """One reading of every live call and tenant."""
+        calls = self._shared.registry.begun_calls()
+        for start in range(0, len(calls), _CHUNK):
+            self._read(calls[start : start + _CHUNK])
+            await asyncio.sleep(0)
+        for tenant in self._shared.registry.tenants.values():
+            if tenant.running == 0 and not tenant.sessions and tenant.memory_now is not None:
+                continue
+            try:
+                tenant.memory_now = self._shared.backend.tenant_memory(tenant.id)
+                tenant.cpu_usec = self._shared.backend.tenant_cpu_usec(tenant.id)
+            except ControllerError as err:
+                log.warning("a tenant's use could not be read", tenant=tenant.name, error=str(err))
+
+    def _read(self, calls: list[Call]) -> None:
+        at = now()
+        try:
+            sampled = self._shared.backend.sample([c.ref for c in calls if c.outcome is None])
+        except ControllerError as err:
+            log.warning("calls could not be sampled", error=str(err))
+            return
+        for call in calls:
+            usage = sampled.usage.get(call.id)
+            if usage is not None and call.outcome is None:
+                call.usage = usage
+                self._shared.journal.sample(at, call.id, call.state, usage)
+
+
+def _nothing() -> None:
+    pass

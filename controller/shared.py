@@ -1,0 +1,101 @@
+"""What the parts of the host's state machine share, and the one way in which a decision is put on record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from controller.backend import Backend, CallRecord
+from controller.config import HostConfig
+from controller.effects import Journal
+from controller.hub import Hub
+from controller.model import Action, ControllerError, Decision
+from controller.registry import Call, Registry, now
+
+log = structlog.get_logger("corral.controller")
+
+_KEPT_DECISIONS = 256  # of one call in memory; all are in the ledger
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes, of /proc/meminfo."""
+
+    total: int
+    available: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """For metrics: monotonic since the daemon's start. Latencies are kept by whoever observes them."""
+
+    begun: Counter[str] = field(default_factory=Counter)  # by tenant
+    ended: Counter[tuple[str, str]] = field(default_factory=Counter)  # by tenant and reason
+    decisions: Counter[str] = field(default_factory=Counter)  # by action
+    brakes: int = 0
+    held_seconds: float = 0.0
+    refused: Counter[str] = field(default_factory=Counter)  # by code
+    begin_seconds: list[Callable[[float], None]] = field(default_factory=list)  # observers
+    brake_event_seconds: list[Callable[[float], None]] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    config: HostConfig
+    registry: Registry
+    backend: Backend
+    journal: Journal
+    hub: Hub
+    memory: Callable[[], HostMemory]
+    counters: Counters = field(default_factory=Counters)
+
+    def headroom(self) -> tuple[int, int]:
+        """The host's memory, and what may be given away of it: available less the reserve. Bytes."""
+        memory = self.memory()
+        return memory.total, memory.available - int(memory.total * self.config.memory_reserve)
+
+    def decide(
+        self, call: Call, action: Action, policy: str, reason: str, *, evidence: dict[str, float] | None = None
+    ) -> Decision:
+        """Puts a decision about a call on record: the call's own list, the ledger, the subscribers, the launcher."""
+        decision = Decision(
+            at=now(),
+            action=action,
+            policy=policy,
+            reason=reason,
+            tenant_id=call.ref.tenant_id,
+            session_id=call.ref.session_id,
+            call_id=call.id,
+            evidence=evidence or {},
+        )
+        if len(call.decisions) < _KEPT_DECISIONS:
+            call.decisions.append(decision)
+        self.counters.decisions[action.value] += 1
+        self.journal.decision(decision)
+        self.hub.publish(decision)
+        if call.tell_acted is not None and action is not Action.ADVISE:
+            call.tell_acted()
+        return decision
+
+    def publish(self, call: Call) -> None:
+        if self.hub.listened_to:
+            self.hub.publish(call.view())
+
+    def remember(self, call: Call) -> None:
+        """Writes the call's record to its leaf, for the next daemon. A failure costs only that: it is logged."""
+        record = CallRecord(
+            call=call.view(),
+            launcher=call.launcher,
+            main_pid=call.main_pid,
+            launcher_pid=call.launcher_pid,
+            held=tuple(sorted(call.held_by)),
+        )
+        try:
+            self.backend.remember(call.ref, record)
+        except ControllerError as err:
+            log.warning(
+                "the call's record could not be kept; a restart would not know it", call=call.id, error=str(err)
+            )
