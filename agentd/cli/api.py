@@ -1,0 +1,67 @@
+"""The RPCs that the commands use, one method each, over ``agentd.cli.remote``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from agentd.cli.remote import AGENTS, OPERATORS, Remote
+from agentd.proto.corral.v1 import corral_pb2 as pb
+
+
+class Api:
+    """Use as a context manager. Every method raises CliError's tree."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    def __enter__(self) -> Api:
+        self._remote.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._remote.__exit__(*error)
+
+    def snapshot(self, *, with_ended: bool = False) -> pb.SnapshotResponse:
+        return self._remote.call(OPERATORS, "Snapshot", pb.SnapshotRequest(with_ended=with_ended), pb.SnapshotResponse)
+
+    def watch(self, interval: float = 0.0) -> Iterator[pb.WatchResponse]:
+        return self._remote.stream(OPERATORS, "Watch", pb.WatchRequest(interval_seconds=interval), pb.WatchResponse)
+
+    def history(self, request: pb.HistoryRequest) -> pb.HistoryResponse:
+        return self._remote.call(OPERATORS, "History", request, pb.HistoryResponse)
+
+    def set_tenant(self, name: str, limits: pb.Limits | None, priority: int | None) -> pb.Tenant:
+        request = pb.SetTenantRequest(name=name, limits=limits, priority=priority)
+        return self._remote.call(OPERATORS, "SetTenant", request, pb.SetTenantResponse).tenant
+
+    def set_limits(self, request: pb.SetLimitsRequest) -> None:
+        self._remote.call(OPERATORS, "SetLimits", request, pb.SetLimitsResponse)
+
+    def set_priority(self, target: str, priority: int) -> None:
+        request = pb.SetPriorityRequest(target=target, priority=priority)
+        self._remote.call(OPERATORS, "SetPriority", request, pb.SetPriorityResponse)
+
+    def freeze(self, target: str) -> list[str]:
+        reply = self._remote.call(OPERATORS, "Freeze", pb.FreezeRequest(target=target), pb.FreezeResponse)
+        return list(reply.call_ids)
+
+    def thaw(self, target: str) -> list[str]:
+        return list(self._remote.call(OPERATORS, "Thaw", pb.ThawRequest(target=target), pb.ThawResponse).call_ids)
+
+    def kill(self, target: str) -> list[str]:
+        return list(self._remote.call(OPERATORS, "Kill", pb.KillRequest(target=target), pb.KillResponse).call_ids)
+
+    def doctor(self) -> list[pb.Feature]:
+        return list(self._remote.call(OPERATORS, "Doctor", pb.DoctorRequest(), pb.DoctorResponse).features)
+
+    def open_session(self, tenant: str, name: str, labels: Mapping[str, str]) -> pb.OpenSessionResponse:
+        request = pb.OpenSessionRequest(tenant=tenant, name=name, labels=labels)
+        return self._remote.call(AGENTS, "OpenSession", request, pb.OpenSessionResponse)
+
+    def close_session(self, session_id: str, *, kill: bool) -> None:
+        request = pb.CloseSessionRequest(session_id=session_id, kill=kill)
+        self._remote.call(AGENTS, "CloseSession", request, pb.CloseSessionResponse)
+
+    def outcome(self, call_id: str) -> pb.Outcome:
+        request = pb.GetOutcomeRequest(call_id=call_id)
+        return self._remote.call(AGENTS, "GetOutcome", request, pb.GetOutcomeResponse).outcome

@@ -1,0 +1,72 @@
+"""``doctor``: feature, found or not, what its absence costs, how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentd.cli.context import Context
+from agentd.cli.errors import EXIT_FAILED, EXIT_OK, CliError, DaemonAway, NotPermitted
+from agentd.cli.hostprobe import FeatureLike, essential_missing, probe_host
+from agentd.cli.plain import Plain
+from agentd.cli.table import Cell, Column, Style
+
+COLUMNS = (
+    Column(title="FEATURE"),
+    Column(title="FOUND"),
+    Column(title="DETAIL", least=16, rank=1),
+    Column(title="WHAT IT COSTS YOU", least=18),
+    Column(title="REMEDY", least=18),
+)
+
+
+def doctor(context: Context) -> int:
+    """The daemon's view (it has the rights), else our own. Exit 1 when something essential is missing."""
+    features, source = _features(context)
+    missing = essential_missing(features)
+    if context.json:
+        listed: list[Plain] = [
+            {
+                "name": f.name,
+                "found": f.found,
+                "detail": f.detail,
+                "cost": "" if f.found else f.cost,
+                "remedy": "" if f.found else f.remedy,
+            }
+            for f in features
+        ]
+        context.emit({"source": source, "features": listed, "essential_missing": list(missing)})
+    else:
+        context.say(f"as seen by {source}")
+        context.table(COLUMNS, feature_rows(features))
+        lacking = sum(not f.found for f in features)
+        context.say(f"{len(features) - lacking} of {len(features)} features found")
+    if missing:
+        context.note(f"corral doctor: essential and missing: {', '.join(missing)}; without it Corral cannot run calls")
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _features(context: Context) -> tuple[Sequence[FeatureLike], str]:
+    try:
+        with context.connect() as api:
+            return api.doctor(), f"agentd at {context.api}"
+    except (DaemonAway, NotPermitted) as err:
+        if context.args.api:
+            raise  # this very daemon was asked for
+        context.note(f"corral doctor: {err.message}; probing from here")
+    except CliError as err:
+        context.note(f"corral doctor: {err}; probing from here")
+    return probe_host(), "this process (no daemon)"
+
+
+def feature_rows(features: Sequence[FeatureLike]) -> list[list[Cell | str]]:
+    return [
+        [
+            f.name,
+            Cell("yes", Style.GOOD) if f.found else Cell("no", Style.BAD),
+            f.detail or "-",
+            "-" if f.found else f.cost or "-",
+            "-" if f.found else f.remedy or "-",
+        ]
+        for f in features
+    ]
