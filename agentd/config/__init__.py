@@ -1,0 +1,31 @@
+"""The daemon's configuration: TOML, strictly checked, as frozen values. docs/configuration.md has every key."""
+
+from agentd.config.checks import split_address, uids_of_tenants
+from agentd.config.errors import ConfigError, ConfigInvalid, ConfigSyntaxError, ConfigUnreadable, Problem
+from agentd.config.host import host_config
+from agentd.config.load import load, loads, parse_override
+from agentd.config.model import REFUSE, Config, TenantSection
+from agentd.config.reload import Changes, diff, effective
+from agentd.config.schema import reference, schema
+
+__all__ = [
+    "REFUSE",
+    "Changes",
+    "Config",
+    "ConfigError",
+    "ConfigInvalid",
+    "ConfigSyntaxError",
+    "ConfigUnreadable",
+    "Problem",
+    "TenantSection",
+    "diff",
+    "effective",
+    "host_config",
+    "load",
+    "loads",
+    "parse_override",
+    "reference",
+    "schema",
+    "split_address",
+    "uids_of_tenants",
+]

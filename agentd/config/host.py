@@ -1,0 +1,44 @@
+"""The part of the configuration that the controller needs, in the controller's own terms."""
+
+from __future__ import annotations
+
+from agentd.config.checks import uids_of_tenants
+from agentd.config.model import REFUSE, Config
+from controller.config import CallConfig, HostConfig, TenantConfig
+
+
+def host_config(config: Config) -> HostConfig:
+    """For the controller. Users are looked up here, so that a reload sees accounts made since the start."""
+    uids: dict[str, set[int]] = {}
+    for uid, name in uids_of_tenants(config).items():
+        uids.setdefault(name, set()).add(uid)
+    return HostConfig(
+        tenants=tuple(
+            TenantConfig(
+                name=name,
+                uids=frozenset(uids.get(name, ())),
+                limits=tenant.limits(),
+                priority=tenant.priority,
+                max_calls=tenant.max_calls,
+                max_sessions=tenant.max_sessions,
+            )
+            for name, tenant in config.all_tenants.items()
+        ),
+        default_tenant=None if config.default_tenant.policy == REFUSE else config.default_tenant.policy,
+        call=CallConfig(
+            memory_max=config.call.memory_max,
+            pids_max=config.call.pids_max,
+            brake_factor=config.call.brake_factor,
+            hard_limit_factor=config.call.hard_limit_factor,
+            hold_max=config.call.hold_max,
+            raise_step=config.call.raise_step,
+        ),
+        memory_reserve=config.host.memory_reserve,
+        sample_interval=config.host.sample_interval,
+        sample_budget=config.host.sample_budget,
+        restart_grace=config.daemon.restart_grace,
+        leftovers=config.daemon.leftovers,
+        leftover_grace=config.daemon.leftover_grace,
+        token_ttl=config.broker.token_ttl,
+        keep_ended=config.daemon.keep_ended,
+    )

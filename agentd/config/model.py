@@ -1,0 +1,294 @@
+"""The daemon's configuration as frozen values, with every default and every bound.
+
+The types carry all that the rest of the package needs: the bounds are checked while loading, the descriptions go into
+the JSON schema and docs/configuration.md, ``live`` says what a reload applies without a restart. Sizes are bytes, times
+are seconds, CPU is in cores, shares are 0 to 1; files may write "300M", "30s" and "5%" instead (agentd/units.py).
+``None`` is written "none" in a file, where a default has to be switched off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct, field
+
+from controller.model import Limits
+from controller.model.intent import MAX_CORES, MAX_DURATION, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
+
+MAX_UID: Final = 2**32 - 2  # 2^32 - 1 is the kernel's "no uid"
+MAX_WEIGHT: Final = 10_000  # of cgroup v2's cpu.weight and io.weight
+DEFAULT_TENANT: Final = "default"
+REFUSE: Final = "refuse"
+
+
+def doc(description: str, *, live: bool = False) -> Meta:
+    """What a key means; ``live``: a reload (SIGHUP) applies a new value without a restart."""
+    return Meta(description=description, extra={"live": live})
+
+
+def _number(unit: str, ge: float, le: float) -> Meta:
+    """Bounds, and the unit by which agentd/config/convert.py reads texts such as "30s"."""
+    return Meta(ge=ge, le=le, extra={"unit": unit}, extra_json_schema={"x-unit": unit})
+
+
+_Text = Annotated[str, Meta(max_length=4096)]
+_Size = Annotated[int, _number("bytes", ge=0, le=MAX_MEMORY)]
+_Memory = Annotated[int, _number("bytes", ge=MIN_MEMORY, le=MAX_MEMORY)]
+_Time = Annotated[
+    float, Meta(gt=0, le=MAX_DURATION, extra={"unit": "seconds"}, extra_json_schema={"x-unit": "seconds"})
+]
+_Share = Annotated[float, _number("share", ge=0, le=1)]
+_Cores = Annotated[float, Meta(gt=0, le=MAX_CORES)]
+_Weight = Annotated[int, Meta(ge=1, le=MAX_WEIGHT)]
+_Pids = Annotated[int, Meta(ge=1, le=MAX_PIDS)]
+_Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+_Mode = Annotated[int, _number("mode", ge=0, le=0o777)]
+_Uid = Annotated[int, Meta(ge=0, le=MAX_UID)]
+
+
+class DaemonSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The daemon itself: where it keeps things, how it speaks, what it may do to the host."""
+
+    state_dir: Annotated[Path, doc("Directory of what must survive a reboot (the ledger).")] = field(
+        default_factory=lambda: Path("/var/lib/corral")
+    )
+    runtime_dir: Annotated[Path, doc("Directory of the sockets; gone after a reboot.")] = field(
+        default_factory=lambda: Path("/run/corral")
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], doc("The least severe messages that are logged.", live=True)
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "text"],
+        doc("json: one object a line. text: for people. auto: json under systemd, text elsewhere."),
+    ] = "auto"
+    mode: Annotated[
+        Literal["auto", "enforce", "observe"],
+        doc(
+            "enforce: refuse to start where limits cannot be enforced. observe: never touch a cgroup. "
+            "auto: enforce where this host can, else observe and say so."
+        ),
+    ] = "auto"
+    instance: Annotated[_Text, doc("Name of this daemon in logs and metrics; tells several on one host apart.")] = (
+        "corral"
+    )
+    restart_grace: Annotated[
+        _Time, doc("How long a launcher may take to come back after a restart of the daemon.", live=True)
+    ] = 15.0
+    leftovers: Annotated[
+        Literal["adopt", "kill"],
+        doc("Processes that outlive their call: adopt them into the session (and charge it), or kill them.", live=True),
+    ] = "adopt"
+    leftover_grace: Annotated[
+        _Time, doc("How long such processes may take to end by themselves before that happens.", live=True)
+    ] = 0.25
+    keep_ended: Annotated[
+        _Count, doc("Ended calls kept in memory for GetOutcome and `corral ps`; older ones are in the ledger.")
+    ] = 512
+
+
+class CgroupSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cgroup tree."""
+
+    root: Annotated[_Text, doc("Path of Corral's own group below the mount of each hierarchy.")] = "corral"
+
+
+class BpfSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The eBPF programs."""
+
+    enabled: Annotated[bool, doc("Whether to load them. Without them there is no brake in the kernel.")] = True
+    pin_dir: Annotated[Path, doc("Directory on a bpffs where programs and maps stay while the daemon restarts.")] = (
+        field(default_factory=lambda: Path("/sys/fs/bpf/corral"))
+    )
+
+
+class TcpSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The API over TCP, with mutual TLS only. Off while ``listen`` is empty."""
+
+    listen: Annotated[_Text, doc('Address and port, e.g. "10.0.0.5:7443" or "[::]:7443". Empty: off.')] = ""
+    certificate: Annotated[Path | None, doc("The server's certificate chain, PEM.")] = None
+    key: Annotated[
+        Path | None, doc("Its private key, PEM; no one but the daemon's user should be able to read it.")
+    ] = None
+    client_ca: Annotated[Path | None, doc("Authorities, PEM, that sign the certificates of clients.")] = None
+    clients: Annotated[
+        dict[str, str],
+        doc(
+            'Name in a client\'s certificate (subject alternative name, else CN) → "operator" or "tenant:NAME". '
+            "A client that is not listed is refused."
+        ),
+    ] = field(default_factory=dict)
+
+
+class ApiSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gRPC API."""
+
+    operator_socket: Annotated[
+        Path | None, doc("Socket of the operators. Default: operator.sock in daemon.runtime_dir.")
+    ] = None
+    operator_mode: Annotated[_Mode, doc("Its permissions. It may not be open to all.")] = 0o660
+    operator_group: Annotated[_Text, doc("Its group: the operators.")] = "corral"
+    tenant_sockets: Annotated[
+        bool, doc("Whether each tenant gets a socket, tenants/NAME.sock in daemon.runtime_dir.")
+    ] = True
+    max_message_bytes: Annotated[
+        Annotated[int, _number("bytes", ge=64 * 1024, le=1 << 30)], doc("Largest message accepted.")
+    ] = 4 * 1024 * 1024
+    tcp: TcpSection = field(default_factory=TcpSection)
+
+
+class BrokerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The socket that launchers (corral-exec) speak to."""
+
+    socket: Annotated[Path | None, doc("Its path. Default: broker.sock in daemon.runtime_dir.")] = None
+    mode: Annotated[
+        _Mode, doc("Its permissions. Open to all by default: who connects is told apart by kernel credentials.")
+    ] = 0o666
+    max_connections: Annotated[_Count, doc("Connections at once; each running call holds one.", live=True)] = 8192
+    max_per_uid: Annotated[_Count, doc("Connections at once of one uid.", live=True)] = 2048
+    begin_timeout: Annotated[
+        _Time, doc("How long a connection may take to send a complete BEGIN before it is closed.", live=True)
+    ] = 10.0
+    token_ttl: Annotated[_Time, doc("How long a session's token is valid.", live=True)] = 86_400.0
+
+
+class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tenant: who belongs to it, and its ceilings. What is not given is not limited."""
+
+    uids: Annotated[tuple[_Uid, ...], doc("Numeric user ids that may open its sessions.", live=True)] = ()
+    users: Annotated[tuple[_Text, ...], doc("User names that may open its sessions.", live=True)] = ()
+    group: Annotated[_Text, doc("Group that owns its API socket. Empty: root alone.")] = ""
+    priority: Annotated[
+        Annotated[int, Meta(ge=0, le=100)], doc("0 (its calls are acted on first) to 100 (last).", live=True)
+    ] = 50
+    memory_max: Annotated[_Memory | None, doc("Memory of all its calls and agents: hard ceiling.", live=True)] = None
+    memory_high: Annotated[_Memory | None, doc("Beyond it allocations are slowed (cgroup v2 hosts).", live=True)] = None
+    memory_low: Annotated[_Size | None, doc("Memory protected from reclaim (cgroup v2 hosts).", live=True)] = None
+    cpu_max: Annotated[_Cores | None, doc("CPU ceiling, in cores.", live=True)] = None
+    cpu_weight: Annotated[
+        _Weight | None, doc("Share of CPU under contention; 100 is the kernel's default.", live=True)
+    ] = None
+    pids_max: Annotated[_Pids | None, doc("Processes and threads at once.", live=True)] = None
+    io_weight: Annotated[_Weight | None, doc("Share of block I/O under contention; 100 is the default.", live=True)] = (
+        None
+    )
+    max_calls: Annotated[_Count | None, doc("Calls at once; more wait in the tenant's queue.", live=True)] = None
+    max_sessions: Annotated[_Count | None, doc("Open sessions at once.", live=True)] = None
+
+    def limits(self) -> Limits:
+        """The tenant's ceilings in the controller's terms."""
+        return Limits(
+            memory_max=self.memory_max,
+            memory_high=self.memory_high,
+            memory_low=self.memory_low,
+            cpu_max=self.cpu_max,
+            cpu_weight=self.cpu_weight,
+            pids_max=self.pids_max,
+            io_weight=self.io_weight,
+        )
+
+
+class DefaultTenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Users that no tenant names."""
+
+    policy: Annotated[
+        _Text,
+        doc('"refuse" them, or the name of the tenant that takes them ("default" need not be declared).', live=True),
+    ] = DEFAULT_TENANT
+
+
+class CallSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a call gets that declares nothing, and how a braked call is treated."""
+
+    memory_max: Annotated[_Memory | None, doc("Hard memory limit of a call that declares none.", live=True)] = None
+    pids_max: Annotated[_Pids | None, doc("Processes and threads of a call that declares none.", live=True)] = 4096
+    brake_factor: Annotated[
+        Annotated[float, Meta(ge=0.5, le=16)], doc("The brake is armed at the declared peak times this.", live=True)
+    ] = 1.0
+    hard_limit_factor: Annotated[
+        Annotated[float, Meta(ge=1, le=64)] | None,
+        doc('memory_max of a call is its declared peak times this. "none": no hard limit.', live=True),
+    ] = 2.0
+    hold_max: Annotated[
+        _Time, doc("How long a braked call may be held before it must be resumed or ended.", live=True)
+    ] = 30.0
+    raise_step: Annotated[_Memory, doc("A brake is raised by at least this much when there is room.", live=True)] = (
+        64 * 1024 * 1024
+    )
+
+
+class HostSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host as a whole."""
+
+    memory_reserve: Annotated[_Share, doc("Share of the host's memory that no brake is raised into.", live=True)] = 0.05
+    sample_interval: Annotated[
+        Annotated[float, _number("seconds", ge=0.05, le=60)],
+        doc("How often usage is read; stretched where it would cost more than sample_budget.", live=True),
+    ] = 1.0
+    sample_budget: Annotated[_Share, doc("Share of one core that sampling may take.", live=True)] = 0.01
+
+
+class LedgerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The durable history."""
+
+    path: Annotated[Path | None, doc("The database. Default: ledger.db in daemon.state_dir.")] = None
+    max_age_days: Annotated[
+        Annotated[int, Meta(ge=1, le=3650)], doc("Records older than this are removed.", live=True)
+    ] = 30
+    max_size: Annotated[
+        Annotated[int, _number("bytes", ge=16 * 1024 * 1024, le=MAX_MEMORY)],
+        doc("Beyond it the oldest records are removed, whatever their age.", live=True),
+    ] = 2 * 1024**3
+    sample_interval: Annotated[_Time, doc("How often the usage of each running call is recorded.", live=True)] = 10.0
+
+
+class MetricsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prometheus metrics over HTTP."""
+
+    listen: Annotated[_Text, doc('Address and port, e.g. "127.0.0.1:9464". Empty: off.')] = ""
+    allow_remote: Annotated[
+        bool, doc("Allow an address that other hosts can reach. The endpoint has no authentication.")
+    ] = False
+    per_call: Annotated[bool, doc("Export series for every running call. Their number is not bounded.", live=True)] = (
+        False
+    )
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of agentd. Without a file the defaults hold."""
+
+    daemon: DaemonSection = field(default_factory=DaemonSection)
+    cgroup: CgroupSection = field(default_factory=CgroupSection)
+    bpf: BpfSection = field(default_factory=BpfSection)
+    api: ApiSection = field(default_factory=ApiSection)
+    broker: BrokerSection = field(default_factory=BrokerSection)
+    tenants: Annotated[dict[str, TenantSection], doc("Tenants by name.", live=True)] = field(default_factory=dict)
+    default_tenant: DefaultTenantSection = field(default_factory=DefaultTenantSection)
+    call: CallSection = field(default_factory=CallSection)
+    host: HostSection = field(default_factory=HostSection)
+    ledger: LedgerSection = field(default_factory=LedgerSection)
+    metrics: MetricsSection = field(default_factory=MetricsSection)
+
+    @property
+    def operator_socket(self) -> Path:
+        return self.api.operator_socket or self.daemon.runtime_dir / "operator.sock"
+
+    @property
+    def broker_socket(self) -> Path:
+        return self.broker.socket or self.daemon.runtime_dir / "broker.sock"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.ledger.path or self.daemon.state_dir / "ledger.db"
+
+    def tenant_socket(self, name: str) -> Path:
+        """Path of the API socket of the tenant ``name`` (a name that passed is_name: no slash, no dot first)."""
+        return self.daemon.runtime_dir / "tenants" / f"{name}.sock"
+
+    @property
+    def all_tenants(self) -> dict[str, TenantSection]:
+        """The declared tenants, and "default" where the policy for unnamed users needs it."""
+        if self.default_tenant.policy == DEFAULT_TENANT and DEFAULT_TENANT not in self.tenants:
+            return {**self.tenants, DEFAULT_TENANT: TenantSection()}
+        return dict(self.tenants)
