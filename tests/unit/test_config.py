@@ -134,7 +134,7 @@ def test_values_with_units_are_understood() -> None:
             "[default_tenant]\npolicy = 'cj'\n[tenants.ci]",
             "c.toml:2: default_tenant.policy = 'cj'",
             "no such tenant",
-            "'ci'",
+            "ci, refuse",
         ),
         ("[tenants.ci]\nusers = ['no-such-user-here']", "c.toml:2: tenants.ci.users[0]", "no such user", "create it"),
         ("[tenants.ci]\ngroup = 'no-such-group-here'", "c.toml:2: tenants.ci.group", "no such group", "groupadd"),
