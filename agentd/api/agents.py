@@ -1,0 +1,223 @@
+"""corral.v1.AgentService: what an agent's framework calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Final
+
+import structlog
+
+from agentd.api import validate
+from agentd.api.convert import (
+    budget_to_proto,
+    call_to_proto,
+    decision_to_proto,
+    intent_from_proto,
+    outcome_to_proto,
+    session_to_proto,
+)
+from agentd.api.errors import Context, answering
+from agentd.api.identity import Access, Kind, Principal
+from agentd.api.ports import HostPort
+from agentd.api.process import same_process
+from agentd.api.streams import StreamLimit, close_with, merged
+from agentd.proto.corral.v1 import corral_pb2 as pb
+from agentd.proto.corral.v1 import corral_pb2_grpc
+from controller.model import (
+    CallView,
+    ControllerError,
+    Decision,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    Outcome,
+    SessionId,
+    SessionView,
+    WrongState,
+    check_text,
+)
+
+TenantUids = Callable[[str], frozenset[int]]
+"""The uids that may open sessions of a tenant; empty: any. Asked for each OpenSession, so that a reload counts."""
+
+_log: Final = structlog.get_logger("corral.api")
+
+
+class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
+    """Of one listener. Every method ends by an answer or by one status (errors.py); none raises."""
+
+    def __init__(self, host: HostPort, access: Access, tenant_uids: TenantUids) -> None:
+        self._host = host
+        self._access = access
+        self._tenant_uids = tenant_uids
+        self._streams = StreamLimit()
+
+    async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
+        async with answering(context, "OpenSession"):
+            principal = self._access.principal(context)
+            tenant = self._tenant_of_new_session(principal, request.tenant)
+            view, token = self._host.open_session(
+                tenant=tenant,
+                name=check_text("name", request.name),
+                uid=self._uid_of_new_session(tenant, request),
+                labels=validate.labels(request.labels),
+            )
+            return pb.OpenSessionResponse(session=session_to_proto(view), token=token)
+
+    def _tenant_of_new_session(self, principal: Principal, given: str) -> str:
+        if principal.kind is Kind.SESSION:
+            raise NotAllowed(
+                "a session's token opens no further session",
+                remedy="call without corral-token on the tenant's socket, or begin calls in this session",
+            )
+        if principal.kind is Kind.OPERATOR:
+            return validate.tenant_name(given, "tenant")
+        if given and validate.tenant_name(given, "tenant") != principal.name:
+            raise NotFound(
+                "no such tenant here",
+                field="tenant",
+                value=given,
+                remedy="leave it out: a session opened here belongs to the tenant of the socket or the certificate",
+            )
+        return principal.name
+
+    def _uid_of_new_session(self, tenant: str, request: pb.OpenSessionRequest) -> int:
+        """A token is good for processes of one user. None is guessed: root's would let an agent move root's."""
+        allowed = self._tenant_uids(tenant)
+        if not request.HasField("uid"):
+            if len(allowed) == 1:
+                return next(iter(allowed))
+            raise InvalidRequest(
+                f"is missing, and tenant {tenant!r} has {len(allowed) or 'no'} users listed",
+                field="uid",
+                remedy="give the uid whose processes will use the session",
+            )
+        uid = validate.uid(request.uid)
+        if allowed and uid not in allowed:
+            raise InvalidRequest(
+                f"{uid} may not open sessions of tenant {tenant!r}",
+                field="uid",
+                value=str(uid),
+                remedy="give a uid of the tenant; the operator lists them in the configuration",
+            )
+        return uid
+
+    async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
+        async with answering(context, "CloseSession"):
+            session = self._access.session(self._access.principal(context), request.session_id)
+            await self._host.close_session(session.id, kill=request.kill)
+            return pb.CloseSessionResponse()
+
+    async def BeginCall(self, request: pb.BeginCallRequest, context: Context) -> pb.BeginCallResponse:
+        async with answering(context, "BeginCall"):
+            principal = self._access.principal(context)
+            session = self._access.session(principal, request.session_id)
+            intent = intent_from_proto(request.intent)
+            argv = validate.argv(request.argv, intent.tool)
+            parent_id = None
+            if request.parent_id:
+                parent = self._access.call(principal, request.parent_id, "parent_id")
+                if parent.session_id != session.id:
+                    raise InvalidRequest(
+                        "is a call of another session",
+                        field="parent_id",
+                        value=parent.id,
+                        remedy="give a call of the same session",
+                    )
+                parent_id = parent.id
+            # A client that goes away while this waits cancels this task, and with it the wait.
+            call = await self._host.begin(session.id, intent=intent, argv=argv, parent_id=parent_id)
+            if context.cancelled():
+                # It went in the same moment: nobody knows the call's id, so nobody would end it.
+                await self._forget(call)
+            return pb.BeginCallResponse(call=call_to_proto(call))
+
+    async def _forget(self, call: CallView) -> None:
+        try:
+            await self._host.end(call.id, None)
+        except ControllerError as err:
+            _log.warning("a call whose caller went away could not be ended", call_id=call.id, error=str(err))
+
+    async def AttachProcess(self, request: pb.AttachProcessRequest, context: Context) -> pb.AttachProcessResponse:
+        async with answering(context, "AttachProcess"):
+            principal = self._access.principal(context)
+            call = self._access.call(principal, request.call_id)
+            pid = validate.pid(request.pid)
+            uid = None if principal.kind is Kind.OPERATOR else self._host.session(call.session_id).uid
+            with same_process(pid, uid=uid):
+                self._host.attach(call.id, pid)
+            return pb.AttachProcessResponse()
+
+    async def UpdateIntent(self, request: pb.UpdateIntentRequest, context: Context) -> pb.UpdateIntentResponse:
+        async with answering(context, "UpdateIntent"):
+            call = self._access.call(self._access.principal(context), request.call_id)
+            updated = self._host.update_intent(call.id, intent_from_proto(request.intent))
+            return pb.UpdateIntentResponse(call=call_to_proto(updated))
+
+    async def EndCall(self, request: pb.EndCallRequest, context: Context) -> pb.EndCallResponse:
+        async with answering(context, "EndCall"):
+            call = self._access.call(self._access.principal(context), request.call_id)
+            status = validate.wait_status(request.wait_status) if request.HasField("wait_status") else None
+            outcome = await self._host.end(call.id, status)
+            return pb.EndCallResponse(outcome=outcome_to_proto(outcome))
+
+    async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Context) -> pb.GetOutcomeResponse:
+        async with answering(context, "GetOutcome"):
+            call = self._access.call(self._access.principal(context), request.call_id)
+            outcome: Outcome | None = call.outcome
+            if outcome is None:
+                raise WrongState(
+                    f"the call is {call.state.value} and has no outcome yet",
+                    field="call_id",
+                    value=call.id,
+                    remedy="end it with EndCall, or wait for its end with WatchSession",
+                )
+            return pb.GetOutcomeResponse(outcome=outcome_to_proto(outcome))
+
+    async def WatchSession(
+        self, request: pb.WatchSessionRequest, context: Context
+    ) -> AsyncIterator[pb.WatchSessionResponse]:
+        async with answering(context, "WatchSession"):
+            principal = self._access.principal(context)
+            session = self._access.session(principal, request.session_id)
+            with self._streams.hold(str(principal)):
+                # subscribed before the first look, so that nothing falls between the two
+                subscription = self._host.subscribe(session_id=session.id)
+                close_with(context, subscription)
+                for answer in self._present(session.id):
+                    yield answer
+                if session.closed_at is not None:
+                    subscription.close()
+                    return
+                lost = subscription.lost
+                async with aclosing(merged(subscription, None)) as updates:
+                    async for update in updates:
+                        if subscription.lost != lost:
+                            yield pb.WatchSessionResponse(lost=pb.Lost(updates=subscription.lost - lost))
+                            lost = subscription.lost
+                            for answer in self._present(session.id):
+                                yield answer
+                        if isinstance(update, CallView) and update.session_id == session.id:
+                            yield pb.WatchSessionResponse(call=call_to_proto(update))
+                        elif isinstance(update, Decision) and update.session_id == session.id:
+                            yield pb.WatchSessionResponse(decision=decision_to_proto(update))
+                        elif isinstance(update, SessionView) and update.id == session.id:
+                            yield pb.WatchSessionResponse(session=session_to_proto(update))
+                            if update.closed_at is not None:
+                                return
+
+    def _present(self, session_id: SessionId) -> list[pb.WatchSessionResponse]:
+        """The session and its calls as they are now."""
+        answers = [pb.WatchSessionResponse(session=session_to_proto(self._host.session(session_id)))]
+        answers += [
+            pb.WatchSessionResponse(call=call_to_proto(call))
+            for call in self._host.snapshot(with_ended=True).calls
+            if call.session_id == session_id
+        ]
+        return answers
+
+    async def GetBudget(self, request: pb.GetBudgetRequest, context: Context) -> pb.GetBudgetResponse:
+        async with answering(context, "GetBudget"):
+            session = self._access.session(self._access.principal(context), request.session_id)
+            return pb.GetBudgetResponse(budgets=[budget_to_proto(budget) for budget in self._host.budgets(session.id)])

@@ -1,0 +1,174 @@
+"""corral.v1.OperatorService: what the people who run the host call, and the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from agentd.api import validate
+from agentd.api.convert import (
+    call_to_proto,
+    decision_to_proto,
+    feature_to_proto,
+    limits_from_proto,
+    sample_to_proto,
+    session_to_proto,
+    snapshot_to_proto,
+    tenant_to_proto,
+    threshold_from_proto,
+)
+from agentd.api.errors import Context, answering
+from agentd.api.identity import Access
+from agentd.api.ports import HistoryPort, HistoryQuery, HostPort
+from agentd.api.streams import MAX_OPERATOR_STREAMS, StreamLimit, Tick, close_with, merged
+from agentd.proto.corral.v1 import corral_pb2 as pb
+from agentd.proto.corral.v1 import corral_pb2_grpc
+from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
+
+
+class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
+    """Of one listener. Every method asks first whether an operator is calling."""
+
+    def __init__(self, host: HostPort, history: HistoryPort, access: Access, *, version: str) -> None:
+        self._host = host
+        self._history = history
+        self._access = access
+        self._version = version
+        self._streams = StreamLimit(MAX_OPERATOR_STREAMS)
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
+        async with answering(context, "Snapshot"):
+            self._access.operator(context)
+            return self._snapshot(with_ended=request.with_ended)
+
+    def _snapshot(self, *, with_ended: bool = False) -> pb.SnapshotResponse:
+        return snapshot_to_proto(self._host.snapshot(with_ended=with_ended), self._version)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        async with answering(context, "Watch"):
+            principal = self._access.operator(context)
+            interval = validate.interval(request.interval_seconds)
+            with self._streams.hold(str(principal)):
+                # subscribed before the first look, so that nothing falls between the two
+                subscription = self._host.subscribe()
+                close_with(context, subscription)
+                yield pb.WatchResponse(snapshot=self._snapshot())
+                lost = subscription.lost
+                async with aclosing(merged(subscription, interval)) as updates:
+                    async for update in updates:
+                        if subscription.lost != lost:
+                            yield pb.WatchResponse(lost=pb.Lost(updates=subscription.lost - lost))
+                            lost = subscription.lost
+                            yield pb.WatchResponse(snapshot=self._snapshot())
+                        if isinstance(update, Tick):
+                            yield pb.WatchResponse(snapshot=self._snapshot())
+                        elif isinstance(update, CallView):
+                            yield pb.WatchResponse(call=call_to_proto(update))
+                        elif isinstance(update, Decision):
+                            yield pb.WatchResponse(decision=decision_to_proto(update))
+                        else:
+                            yield pb.WatchResponse(session=session_to_proto(update))
+
+    async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
+        async with answering(context, "History"):
+            self._access.operator(context)
+            page = await self._history.history(_history_query(request))
+            return pb.HistoryResponse(
+                calls=[call_to_proto(call) for call in page.calls],
+                decisions=[decision_to_proto(decision) for decision in page.decisions],
+                samples=[sample_to_proto(sample) for sample in page.samples],
+            )
+
+    async def SetTenant(self, request: pb.SetTenantRequest, context: Context) -> pb.SetTenantResponse:
+        async with answering(context, "SetTenant"):
+            self._access.operator(context)
+            tenant = self._host.set_tenant(
+                validate.tenant_name(request.name),
+                limits=limits_from_proto(request.limits) if request.HasField("limits") else None,
+                priority=validate.priority(request.priority) if request.HasField("priority") else None,
+            )
+            return pb.SetTenantResponse(tenant=tenant_to_proto(tenant))
+
+    async def SetLimits(self, request: pb.SetLimitsRequest, context: Context) -> pb.SetLimitsResponse:
+        async with answering(context, "SetLimits"):
+            principal = self._access.operator(context)
+            target = validate.target(request.target)
+            limits = limits_from_proto(request.limits)
+            tripwire = None
+            if request.HasField("notify_bytes") or request.HasField("brake_bytes"):
+                if not target.startswith("c-"):
+                    raise InvalidRequest(
+                        "only a call has thresholds",
+                        field="target",
+                        value=target,
+                        remedy="give the id of a call (c-...)",
+                    )
+                tripwire = _tripwire(request, self._access.call(principal, target, "target").grant.tripwire)
+            if tripwire is None and limits == Limits():
+                raise InvalidRequest(
+                    "nothing is to be changed", field="limits", remedy="set at least one limit or threshold"
+                )
+            self._host.set_limits(target, limits=limits, tripwire=tripwire)
+            return pb.SetLimitsResponse()
+
+    async def SetPriority(self, request: pb.SetPriorityRequest, context: Context) -> pb.SetPriorityResponse:
+        async with answering(context, "SetPriority"):
+            self._access.operator(context)
+            self._host.set_priority(validate.target(request.target), validate.priority(request.priority))
+            return pb.SetPriorityResponse()
+
+    async def Freeze(self, request: pb.FreezeRequest, context: Context) -> pb.FreezeResponse:
+        async with answering(context, "Freeze"):
+            by = str(self._access.operator(context))
+            return pb.FreezeResponse(call_ids=await self._host.freeze(validate.target(request.target), by=by))
+
+    async def Thaw(self, request: pb.ThawRequest, context: Context) -> pb.ThawResponse:
+        async with answering(context, "Thaw"):
+            by = str(self._access.operator(context))
+            return pb.ThawResponse(call_ids=await self._host.thaw(validate.target(request.target), by=by))
+
+    async def Kill(self, request: pb.KillRequest, context: Context) -> pb.KillResponse:
+        async with answering(context, "Kill"):
+            by = str(self._access.operator(context))
+            return pb.KillResponse(call_ids=await self._host.kill(validate.target(request.target), by=by))
+
+    async def Doctor(self, request: pb.DoctorRequest, context: Context) -> pb.DoctorResponse:
+        async with answering(context, "Doctor"):
+            self._access.operator(context)
+            return pb.DoctorResponse(features=[feature_to_proto(feature) for feature in self._host.features()])
+
+
+def _tripwire(request: pb.SetLimitsRequest, now: Tripwire) -> Tripwire:
+    """The call's thresholds with those that the request sets."""
+    notify, brake = now.notify, now.brake
+    if request.HasField("notify_bytes"):
+        notify = threshold_from_proto(request.notify_bytes, "notify_bytes")
+    if request.HasField("brake_bytes"):
+        brake = threshold_from_proto(request.brake_bytes, "brake_bytes")
+    if notify is not None and brake is not None and notify > brake:
+        raise InvalidRequest(
+            f"{notify} is above the brake, {brake}",
+            field="notify_bytes",
+            value=str(notify),
+            remedy="give a notice of at most the brake; a threshold that is left out stays as it is",
+        )
+    return Tripwire(notify=notify, brake=brake)
+
+
+def _history_query(request: pb.HistoryRequest) -> HistoryQuery:
+    since = validate.moment(request.since, "since") if request.HasField("since") else None
+    until = validate.moment(request.until, "until") if request.HasField("until") else None
+    if since is not None and until is not None and since > until:
+        raise InvalidRequest(
+            f"{since} is after until, {until}", field="since", value=str(since), remedy="give an earlier moment"
+        )
+    return HistoryQuery(
+        since=since,
+        until=until,
+        tenant=validate.tenant_name(request.tenant, "tenant") if request.tenant else "",
+        session_id=validate.session_id(request.session_id) if request.session_id else None,
+        call_id=validate.call_id(request.call_id) if request.call_id else None,
+        limit=validate.history_limit(request.limit),
+        with_samples=request.with_samples,
+        with_decisions=request.with_decisions,
+    )

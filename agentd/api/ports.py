@@ -1,0 +1,131 @@
+"""What the servicers need from the rest of the daemon, as small interfaces.
+
+``HostPort`` is ``controller.host.Host``, ``HistoryPort`` is ``agentd.api.history.LedgerHistory``; the tests bring
+recording ones. Methods raise the exceptions of ``controller.model.errors`` and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from controller.model import (
+    Budget,
+    CallId,
+    CallState,
+    CallView,
+    Decision,
+    Intent,
+    Limits,
+    Outcome,
+    SessionId,
+    SessionView,
+    Snapshot,
+    TenantView,
+    Tripwire,
+    Usage,
+)
+
+Update = CallView | SessionView | Decision
+
+
+class FeatureView(Protocol):
+    """One thing that a host can or cannot do, as the probe found it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def found(self) -> bool: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def cost(self) -> str: ...
+    @property
+    def remedy(self) -> str: ...
+
+
+class Subscription(Protocol):
+    """Updates in the order in which they happened, through a queue of bounded length.
+
+    A reader that is too slow loses updates, never the daemon its memory: ``lost`` counts those dropped so far. Ends
+    (StopAsyncIteration) after ``close``, which may be called more than once and from any callback of the loop.
+    """
+
+    @property
+    def lost(self) -> int: ...
+    def __aiter__(self) -> AsyncIterator[Update]: ...
+    async def __anext__(self) -> Update: ...
+    def close(self) -> None: ...
+
+
+class HostPort(Protocol):
+    """The controller of this host."""
+
+    def open_session(self, *, tenant: str, name: str, uid: int, labels: Mapping[str, str]) -> tuple[SessionView, str]:
+        """The session and its token."""
+
+    async def close_session(self, session_id: SessionId, *, kill: bool) -> None: ...
+
+    async def begin(
+        self, session_id: SessionId, *, intent: Intent, argv: Sequence[str], parent_id: CallId | None = None
+    ) -> CallView:
+        """May wait in the queue; when cancelled, nothing of the call is left."""
+
+    def attach(self, call_id: CallId, pid: int) -> None: ...
+    def update_intent(self, call_id: CallId, intent: Intent) -> CallView: ...
+    async def end(self, call_id: CallId, wait_status: int | None) -> Outcome: ...
+    def call(self, call_id: CallId) -> CallView:
+        """A call that lives or ended lately."""
+
+    def session(self, session_id: SessionId) -> SessionView: ...
+    def budgets(self, session_id: SessionId) -> list[Budget]: ...
+    def authenticate(self, token: str) -> SessionView:
+        """Raises NotAllowed for a token that is unknown or has expired."""
+
+    def snapshot(self, *, with_ended: bool = False) -> Snapshot: ...
+    def subscribe(self, *, session_id: SessionId | None = None) -> Subscription: ...
+    def set_tenant(self, name: str, *, limits: Limits | None, priority: int | None) -> TenantView: ...
+    def set_limits(self, target: str, *, limits: Limits, tripwire: Tripwire | None) -> None: ...
+    def set_priority(self, target: str, priority: int) -> None: ...
+    async def freeze(self, target: str, *, by: str) -> list[CallId]: ...
+    async def thaw(self, target: str, *, by: str) -> list[CallId]: ...
+    async def kill(self, target: str, *, by: str) -> list[CallId]: ...
+    def features(self) -> Sequence[FeatureView]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryQuery:
+    """``since`` and ``until`` in unix seconds; empty texts match everything; ``limit`` calls at most, newest first."""
+
+    since: float | None = None
+    until: float | None = None
+    tenant: str = ""
+    session_id: SessionId | None = None
+    call_id: CallId | None = None
+    limit: int = 100
+    with_samples: bool = False
+    with_decisions: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleView:
+    """What a call had used at a moment (unix seconds)."""
+
+    at: float
+    call_id: CallId
+    state: CallState
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryPage:
+    calls: Sequence[CallView] = ()
+    decisions: Sequence[Decision] = ()
+    samples: Sequence[SampleView] = ()
+
+
+class HistoryPort(Protocol):
+    """The ledger, read away from the event loop."""
+
+    async def history(self, query: HistoryQuery) -> HistoryPage: ...
