@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import json
 import os
 import secrets
@@ -89,6 +90,7 @@ class EmbeddedDaemon:
             "daemon": {"state_dir": str(self.state_dir), "runtime_dir": str(self.runtime_dir)},
             "cgroup": {"root": self.name},
             "bpf": {"pin_dir": str(self.pin_dir)},
+            "api": {"operator_group": _own_group()},
             "tenants": tenants,
         }
         for key, table in (settings or {}).items():
@@ -241,6 +243,14 @@ class EmbeddedDaemon:
         except FileNotFoundError:
             return "  (no log)"
         return "\n".join(f"  | {line}" for line in lines[-LOG_TAIL:]) or "  (empty)"
+
+
+def _own_group() -> str:
+    """The group of the operator's socket: the caller's, as the host may have none for operators."""
+    try:
+        return grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        return ""
 
 
 async def _ready(notify: socket.socket) -> None:

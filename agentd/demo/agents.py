@@ -7,12 +7,11 @@ begins when all of them have ended.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from agentd.demo.workloads import REPOSITORY, SUITES, Workloads
+from agentd.demo.workloads import SUITES, Workloads
 
 MIB: Final = 1 << 20
 
@@ -38,13 +37,13 @@ class ToolCall:
 
     def options(self) -> list[str]:
         """The intent as options of corral-exec."""
-        options = [f"--tool={self.tool}", f"--class={self.call_class}"]
+        options = ["--tool", self.tool, "--class", self.call_class]
         if self.memory:
-            options.append("--memory={}M:{}M".format(*self.memory))
+            options += ["--memory", "{}M:{}M".format(*self.memory)]
         if self.cpu is not None:
-            options.append(f"--cpu={self.cpu:g}")
+            options += ["--cpu", f"{self.cpu:g}"]
         if self.duration is not None:
-            options.append(f"--duration={self.duration:g}s")
+            options += ["--duration", f"{self.duration:g}s"]
         return options
 
     def without_limits(self) -> ToolCall:
@@ -69,6 +68,9 @@ TENANTS: Final[dict[str, dict[str, str | int]]] = {
     "greedy": {"priority": 90, "memory_max": "320M"},
 }
 
+# (tenant, session) of the agents, in the order of cast().
+SESSIONS: Final = (("acme", "refactor"), ("acme", "review"), ("beta", "ci"), ("greedy", "crunch"))
+
 
 def cast(workloads: Workloads, port: int, *, enforced: bool) -> tuple[Agent, ...]:
     """All agents. ``port`` is the file server's. Not ``enforced``: no call declares a limit."""
@@ -80,7 +82,7 @@ def cast(workloads: Workloads, port: int, *, enforced: bool) -> tuple[Agent, ...
             rounds=(
                 (_clone(w, "refactor"),),
                 (_search(w, r"async def __a(enter|exit)__"), _search(w, r"class \w+\(Exception\)")),
-                (_compile(w, "engine"),),
+                (_compile(w, "refactor"),),
                 (_pytest("jsonschema"), _data(w, "refactor", 96, declared=(96, 192))),
                 (_wheel(w, "refactor"),),
             ),
@@ -100,7 +102,7 @@ def cast(workloads: Workloads, port: int, *, enforced: bool) -> tuple[Agent, ...
             session="ci",
             rounds=(
                 (_clone(w, "ci"),),
-                (_compile(w, "codec"), _fetch(w, "ci", port)),
+                (_compile(w, "ci"), _fetch(w, "ci", port)),
                 (_wheel(w, "ci"),),
                 (_pytest("jsonschema", quiet=True), _data(w, "ci", 128, declared=(96, 224))),
                 (_search(w, r"def __init_subclass__"),),
@@ -111,8 +113,8 @@ def cast(workloads: Workloads, port: int, *, enforced: bool) -> tuple[Agent, ...
             session="crunch",
             rounds=(
                 (_fetch(w, "crunch", port),),
-                (_data(w, "crunch-small", 176, declared=(64, 128), overreaches=True),),
-                (_data(w, "crunch-big", 400, declared=(64, 128), overreaches=True),),
+                (_data(w, "crunch", 176, declared=(64, 128), overreaches=True),),
+                (_data(w, "crunch", 400, declared=(64, 128), overreaches=True),),
                 (_search(w, r"import (array|mmap)"), _clone(w, "crunch")),
             ),
         ),
@@ -134,9 +136,9 @@ def _python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
-def _clone(w: Workloads, name: str) -> ToolCall:
+def _clone(w: Workloads, session: str) -> ToolCall:
     # --no-local: objects go through the transport, as from a server, instead of being hard-linked
-    argv = ("git", "clone", "--quiet", "--no-local", str(w.repository), str(w.scratch(f"clone-{name}")))
+    argv = ("git", "clone", "--quiet", "--no-local", str(w.repository), str(w.home(session) / "out" / "clone"))
     return ToolCall(tool="git", call_class="git", argv=argv, memory=(64, 192), duration=3)
 
 
@@ -146,10 +148,10 @@ def _search(w: Workloads, pattern: str) -> ToolCall:
     return ToolCall(tool="grep", call_class="search", argv=argv, memory=(16, 128), known_read=w.source_bytes)
 
 
-def _compile(w: Workloads, project: str) -> ToolCall:
+def _compile(w: Workloads, session: str) -> ToolCall:
     argv = ("make", "-j4", "check")
     return ToolCall(
-        tool="make", call_class="build", argv=argv, cwd=w.directory / project, memory=(256, 768), cpu=2, duration=15
+        tool="make", call_class="build", argv=argv, cwd=w.home(session) / "c", memory=(256, 768), cpu=2, duration=15
     )
 
 
@@ -161,15 +163,18 @@ def _pytest(package: str, *, quiet: bool = False) -> ToolCall:
     return ToolCall(tool="pytest", call_class="test", argv=argv, memory=(128, 384), duration=10)
 
 
-def _typecheck(w: Workloads, name: str) -> ToolCall:
-    argv = _python("-m", "mypy", f"--cache-dir={w.scratch(f'mypy-{name}')}", "--strict", "-p", "controller.model")
-    return ToolCall(tool="mypy", call_class="lint", argv=argv, cwd=w.package, memory=(256, 768), duration=15)
+def _typecheck(w: Workloads, session: str) -> ToolCall:
+    argv = _python("-m", "mypy", "--cache-dir=/dev/null", "--strict", "-p", "controller.model")
+    return ToolCall(
+        tool="mypy", call_class="lint", argv=argv, cwd=w.home(session) / "package", memory=(256, 768), duration=15
+    )
 
 
-def _wheel(w: Workloads, name: str) -> ToolCall:
+def _wheel(w: Workloads, session: str) -> ToolCall:
+    home = w.home(session)
     # the backend is in the environment already: no isolation, no index, so no network
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir")
-    argv = _python("-m", "pip", "wheel", *options, "--wheel-dir", str(w.scratch(f"wheel-{name}")), str(w.package))
+    argv = _python("-m", "pip", "wheel", *options, "--wheel-dir", str(home / "out"), str(home / "package"))
     return ToolCall(tool="pip", call_class="build", argv=argv, memory=(128, 384), duration=8)
 
 
@@ -181,33 +186,24 @@ with opener.open(sys.argv[1], timeout=30) as source, open(sys.argv[2], "wb") as 
 """
 
 
-def _fetch(w: Workloads, name: str, port: int) -> ToolCall:
+def _fetch(w: Workloads, session: str, port: int) -> ToolCall:
     url = f"http://127.0.0.1:{port}/{w.fetch.name}"
-    argv = _python("-c", _FETCH, url, str(w.scratch(f"fetched-{name}")))
+    argv = _python("-c", _FETCH, url, str(w.home(session) / "out" / w.fetch.name))
     return ToolCall(tool="fetch", call_class="data", argv=argv, memory=(64, 192), known_received=w.fetch_bytes)
 
 
-def _data(w: Workloads, name: str, megabytes: int, *, declared: tuple[int, int], overreaches: bool = False) -> ToolCall:
+def _data(
+    w: Workloads, session: str, megabytes: int, *, declared: tuple[int, int], overreaches: bool = False
+) -> ToolCall:
     argv = _python(
         *("-m", "agentd.demo.datajob", f"--megabytes={megabytes}", "--step=16", "--pause=0.04"),
-        f"--out={w.scratch(f'data-{name}.csv')}",
+        f"--out={w.home(session)}/out/data-{megabytes}.csv",
     )
     return ToolCall(
         tool="python",
         call_class="data",
         argv=argv,
-        cwd=REPOSITORY,
         memory=declared,
         overreaches=overreaches,
         needs_memory=megabytes * MIB,
     )
-
-
-def find(agents: Sequence[Agent], tenant: str, session: str, command: Sequence[str]) -> ToolCall | None:
-    """The scripted call behind a record of the ledger: a command line is unique within its session."""
-    for agent in agents:
-        if (agent.tenant, agent.session) == (tenant, session):
-            for call in agent.calls():
-                if call.argv == tuple(command):
-                    return call
-    return None

@@ -6,20 +6,20 @@ Nothing is fetched from a network. ``prepare`` takes about a second.
 from __future__ import annotations
 
 import http.server
+import os
 import shutil
 import socket
 import socketserver
 import subprocess
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent.parent
 PACKAGES: Final = ("agentd", "bpf", "controller", "gpu", "tui")
-C_PROJECTS: Final = ("engine", "codec")  # one for each agent that compiles
 C_UNITS: Final = 28
 COMMITS: Final = 240
 TRANSFER_MIB: Final = 48
@@ -42,25 +42,33 @@ class Workloads:
     repository: Path  # bare, with history
     source_tree: Path  # Python's standard library
     source_bytes: int  # of its *.py files
-    package: Path  # this project's own source, ready for a wheel
     fetch: Path
     fetch_bytes: int
 
-    def scratch(self, name: str) -> Path:
-        """A fresh path for what a call makes."""
-        return self.directory / "out" / name
+    def home(self, session: str) -> Path:
+        """The directory of one agent, which alone may write there: ``c`` (a C project), ``package`` (this project's
+        own source, ready for a wheel), ``out`` (what its calls make)."""
+        return self.directory / "home" / session
 
 
-def prepare(directory: Path) -> Workloads:
-    """Makes every input below ``directory``; raises WorkloadError."""
+def prepare(directory: Path, owners: Mapping[str, int | None]) -> Workloads:
+    """Makes every input below ``directory``; raises WorkloadError.
+
+    ``owners``: the sessions, each with the uid that its agent runs as (None: the caller's own).
+    """
     stdlib = Path(sysconfig.get_path("stdlib"))
-    for name in ("out", "package", *C_PROJECTS):
-        (directory / name).mkdir(parents=True)
     repository = directory / "library.git"
     _make_repository(repository, stdlib)
-    for name in C_PROJECTS:
-        _make_c_project(directory / name)
-    _copy_package(directory / "package")
+    # Agents clone what another user owns, which git refuses unless it is told that this is meant.
+    (directory / "gitconfig").write_text("[safe]\n\tdirectory = *\n", encoding="ascii")
+    for session, owner in owners.items():
+        home = directory / "home" / session
+        (home / "out").mkdir(parents=True)
+        _make_c_project(home / "c")
+        _copy_package(home / "package")
+        if owner is not None:
+            for path in (home, *home.rglob("*")):
+                os.chown(path, owner, owner)
     fetch = directory / "weights.bin"
     block = bytes(range(256)) * 4096
     with fetch.open("wb") as file:
@@ -71,7 +79,6 @@ def prepare(directory: Path) -> Workloads:
         repository=repository,
         source_tree=stdlib,
         source_bytes=sum(path.stat().st_size for path in _sources(stdlib)),
-        package=directory / "package",
         fetch=fetch,
         fetch_bytes=TRANSFER_MIB << 20,
     )
@@ -180,6 +187,7 @@ int check{n}(void) {{
 
 def _make_c_project(directory: Path) -> None:
     """A C program of several units with a Makefile: every unit checks itself, ``make check`` runs the program."""
+    directory.mkdir()
     names = [f"unit{n:02d}" for n in range(C_UNITS)]
     for n, name in enumerate(names):
         rounds = "\n    ".join(f"ROUND{n}({k})" for k in range(40))
