@@ -117,11 +117,12 @@ class Control:
         grant = replace(call.grant, limits=call.grant.limits.merged(limits), tripwire=wires)
         notes = self._shared.backend.limit_call(call.ref, grant, call.intent)
         call.grant = grant
-        text = ", ".join(
-            [f"brake {human_bytes(wires.brake) if wires.brake else 'off'}"] * (tripwire is not None)
-            + [f"memory_max {human_bytes(limits.memory_max)}"] * (limits.memory_max not in {None, UNLIMITED})
-            + list(notes)
-        )
+        changed = list(notes)
+        if tripwire is not None:
+            changed.append(f"brake {human_bytes(wires.brake)}" if wires.brake else "brake off")
+        if limits.memory_max is not None and limits.memory_max != UNLIMITED:
+            changed.append(f"memory_max {human_bytes(limits.memory_max)}")
+        text = ", ".join(changed)
         self._shared.decide(call, Action.LIMIT, "operator", f"limits changed: {text or 'as asked'}")
         self._shared.remember(call)
         self._shared.publish(call)

@@ -1,0 +1,444 @@
+"""The backend that enforces: a cgroup of its own for every call, and eBPF beside it where it loads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from bpf import BpfError, BrakeEvent, Counters, DeniedEvent, Event, ExecEvent, NotifyEvent, OomEvent
+from controller.backend import (
+    CallRecord,
+    CallRef,
+    Found,
+    KernelProof,
+    Listener,
+    Sampled,
+    SessionRecord,
+    Whose,
+)
+from controller.cgroup import (
+    CgroupFileError,
+    Group,
+    GroupBusy,
+    GroupEvent,
+    GroupEventKind,
+    GroupKind,
+    NoSuchGroup,
+    NoSuchProcess,
+    Tree,
+    Watcher,
+)
+from controller.kernelside import KernelSide
+from controller.leaf import Leaf, network_policy, usage_of
+from controller.model import (
+    CallId,
+    ControllerError,
+    Grant,
+    Intent,
+    Limits,
+    SessionId,
+    TenantId,
+    TenantView,
+    Usage,
+)
+from controller.records import decode, encode
+
+log = structlog.get_logger("corral.enforce")
+
+_ADOPT_PASSES = 16
+
+OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
+"""Loads the kernel side for a root directory of the v2 hierarchy. Raises BpfError when nothing of it can be had."""
+
+
+class Enforcer:
+    """See controller.backend.Backend. ``open_kernel`` None: without eBPF, as configured."""
+
+    def __init__(self, tree: Tree, open_kernel: OpenKernel | None) -> None:
+        self._tree = tree
+        self._open_kernel = open_kernel
+        self._kernel: KernelSide | None = None
+        self._missing: list[str] = [*tree.host.problems]
+        self._watcher: Watcher | None = None
+        self._listener: Listener | None = None
+        self._leaves: dict[CallId, Leaf] = {}
+        self._by_cgroup: dict[int, Leaf] = {}
+
+    # --- what this host can do ---------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        return self._tree.mode
+
+    @property
+    def enforces(self) -> bool:
+        return True
+
+    @property
+    def can_brake(self) -> bool:
+        return self._kernel is not None and "tripwire" in self._kernel.parts
+
+    @property
+    def can_gate_network(self) -> bool:
+        return self._kernel is not None and "gates" in self._kernel.parts
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(self._missing)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def start(self, listener: Listener) -> Found:
+        self._listener = listener
+        self._missing += self._tree.prepare()
+        self._tree.enter_own_leaf()
+        self._watcher = Watcher()
+        if self._open_kernel is None:
+            self._missing.append("eBPF is switched off: no brake, no network gates, fewer counters")
+        else:
+            try:
+                self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)
+            except BpfError as err:
+                self._missing.append(f"no eBPF: {err}")
+            else:
+                self._missing += self._kernel.problems
+                asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
+        for problem in self._missing:
+            log.warning("this host cannot do everything", missing=problem)
+        return self._find()
+
+    def stop(self) -> None:
+        if self._kernel is not None:
+            asyncio.get_running_loop().remove_reader(self._kernel.fileno())
+            self._kernel.close()
+        if self._watcher is not None:
+            self._watcher.close()
+        self._tree.leave_own_leaf()
+
+    def _find(self) -> Found:
+        found = self._tree.find()
+        strange = list(found.strange)
+        tenants: list[TenantView] = []
+        sessions: list[SessionRecord] = []
+        calls: list[CallRecord] = []
+        for group in found.tenants:
+            with self._reporting(group, strange):
+                tenants.append(decode(TenantView, group.get_xattr()))
+        for group in found.sessions:
+            with self._reporting(group, strange):
+                sessions.append(decode(SessionRecord, group.get_xattr()))
+        for group in found.calls:
+            with self._reporting(group, strange):
+                calls.append(decode(CallRecord, group.get_xattr()))
+        return Found(tenants=tuple(tenants), sessions=tuple(sessions), calls=tuple(calls), strange=tuple(strange))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _reporting(group: Group, strange: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except ControllerError as err:
+            strange.append(f"{group.path}: {err}")
+
+    # --- tenants and sessions ----------------------------------------------------------------------------------------
+
+    def add_tenant(self, tenant: TenantView) -> tuple[str, ...]:
+        group = self._tree.tenant(tenant.id)
+        notes = group.create(tenant.limits, exist_ok=True)
+        group.set_xattr(encode(tenant))
+        return notes
+
+    def tenant_memory(self, tenant_id: TenantId) -> int | None:
+        return self._tree.tenant(tenant_id).fast_stat().memory_now
+
+    def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
+        return self._tree.tenant(tenant_id).fast_stat().cpu_usec
+
+    def remove_tenant(self, tenant_id: TenantId) -> None:
+        self._tree.tenant(tenant_id).delete()
+
+    def add_session(self, record: SessionRecord) -> None:
+        session = record.session
+        group = self._tree.session(session.tenant_id, session.id)
+        group.create()
+        try:
+            group.set_xattr(encode(record))
+            self._tree.agent(session.tenant_id, session.id).create()
+            self._tree.calls(session.tenant_id, session.id).create(exist_ok=True)
+        except ControllerError:
+            group.delete(recursive=True)
+            raise
+
+    def update_session(self, record: SessionRecord) -> None:
+        self._tree.session(record.session.tenant_id, record.session.id).set_xattr(encode(record))
+
+    def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits) -> tuple[str, ...]:
+        return self._tree.session(tenant_id, session_id).set(limits)
+
+    def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
+        self._tree.agent(tenant_id, session_id).move(pid)
+
+    def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
+        try:
+            return len(self._tree.session(tenant_id, session_id).pids(recursive=True))
+        except NoSuchGroup:
+            return 0
+
+    def kill_session(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        self._tree.session(tenant_id, session_id).kill()
+
+    def remove_session(self, tenant_id: TenantId, session_id: SessionId) -> bool:
+        group = self._tree.session(tenant_id, session_id)
+        if not group.exists():
+            return True
+        try:
+            if group.populated():
+                return False
+            self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
+            group.delete(recursive=True)
+        except GroupBusy:
+            return False
+        return True
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def add_call(self, ref: CallRef, intent: Intent, grant: Grant) -> str:
+        group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
+        group.create(grant.limits)
+        try:
+            group.oom_group(True)
+            leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
+            if self._kernel is not None:
+                self._kernel.register(
+                    leaf.cgroup_id,
+                    notify=grant.tripwire.notify,
+                    brake=grant.tripwire.brake,
+                    network=network_policy(intent),
+                    gpu=intent.gpu,
+                )
+            self._know(leaf)
+        except (ControllerError, BpfError) as err:
+            group.delete()
+            if isinstance(err, BpfError):
+                raise ControllerError(f"the call cannot be watched: {err}", remedy="see corral doctor") from err
+            raise
+        return group.relative
+
+    def _know(self, leaf: Leaf) -> None:
+        self._leaves[leaf.ref.call_id] = leaf
+        self._by_cgroup[leaf.cgroup_id] = leaf
+        if self._watcher is not None:
+            self._watcher.add(leaf.group, lambda event: self._on_group(leaf.ref, event))
+
+    def remember(self, ref: CallRef, record: CallRecord) -> None:
+        self._leaf(ref).group.set_xattr(encode(record))
+
+    def adopt_call(self, ref: CallRef, record: CallRecord) -> None:
+        group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
+        leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
+        if self._kernel is not None and leaf.cgroup_id not in self._kernel.registered():
+            # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
+            tripwire = record.call.grant.tripwire
+            self._kernel.register(
+                leaf.cgroup_id,
+                notify=tripwire.notify,
+                brake=tripwire.brake,
+                network=network_policy(record.call.intent),
+                gpu=record.call.intent.gpu,
+            )
+        self._know(leaf)
+
+    def place(self, ref: CallRef, pid: int) -> None:
+        self._leaf(ref).group.move(pid)
+
+    def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
+        leaf = self._leaf(ref)
+        notes = leaf.group.set(grant.limits)
+        if self._kernel is not None:
+            self._kernel.arm(leaf.cgroup_id, notify=grant.tripwire.notify, brake=grant.tripwire.brake)
+            self._kernel.set_network(leaf.cgroup_id, network_policy(intent))
+        return notes
+
+    def freeze(self, ref: CallRef) -> None:
+        self._leaf(ref).group.freeze()
+
+    def thaw(self, ref: CallRef, stopped: Iterable[int]) -> None:
+        group = self._leaf(ref).group
+        here = set(group.pids())
+        for pid in stopped:
+            if pid in here:
+                # frozen, it cannot end and be another: the number is still the process that was stopped
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+        group.thaw()
+
+    def resume(self, ref: CallRef, pid: int) -> None:
+        if pid in self._leaf(ref).group.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def kill(self, ref: CallRef) -> None:
+        self._leaf(ref).group.kill()
+
+    def pids(self, ref: CallRef) -> Sequence[int]:
+        leaf = self._leaves.get(ref.call_id)
+        if leaf is None:
+            return ()
+        try:
+            return leaf.group.pids()
+        except NoSuchGroup:
+            return ()
+
+    def usage(self, ref: CallRef) -> Usage:
+        leaf = self._leaf(ref)
+        counters = self._kernel.counters(leaf.cgroup_id) if self._kernel is not None else None
+        return usage_of(leaf.group.stat(), counters)
+
+    def memory(self, ref: CallRef) -> int:
+        return self._leaf(ref).group.fast_stat().memory_now or 0
+
+    def sample(self, refs: Sequence[CallRef]) -> Sampled:
+        counters: dict[int, Counters] = self._kernel.all_counters() if self._kernel is not None and refs else {}
+        sampled = Sampled()
+        for ref in refs:
+            leaf = self._leaves.get(ref.call_id)
+            if leaf is None:
+                continue
+            try:
+                fast = leaf.group.fast_stat()
+            except CgroupFileError:
+                continue  # it ended between the list and the look
+            sampled.usage[ref.call_id] = usage_of(fast, counters.get(leaf.cgroup_id))
+        return sampled
+
+    def proof(self, ref: CallRef) -> KernelProof:
+        """Whose limit it was: the group's whose own counter says that an allocation met it, from the leaf upwards."""
+        leaf = self._leaves.get(ref.call_id)
+        if leaf is None:
+            return KernelProof()
+        try:
+            stat = leaf.group.stat()
+        except CgroupFileError:
+            return KernelProof()
+        refused = 0
+        if self._kernel is not None and (counters := self._kernel.counters(leaf.cgroup_id)) is not None:
+            refused = counters.denied_connects
+        own = tenant = host = 0
+        memory = stat.memory
+        if memory is not None and (kills := memory.events.oom_kill):
+            met = memory.events.oom if memory.events.oom is not None else memory.events.max
+            if met:
+                own = kills
+            elif self._met_above(ref):
+                tenant = kills
+            else:
+                host = kills
+        return KernelProof(
+            oom_kills=own,
+            oom_tenant_kills=tenant,
+            oom_host_kills=host,
+            pids_refused=stat.pids.max_events if stat.pids is not None else 0,
+            connects_refused=refused,
+        )
+
+    def _met_above(self, ref: CallRef) -> bool:
+        for group in (self._tree.session(ref.tenant_id, ref.session_id), self._tree.tenant(ref.tenant_id)):
+            try:
+                memory = group.stat().memory
+            except CgroupFileError:
+                continue
+            if memory is not None and (memory.events.oom or memory.events.max):
+                return True
+        return False
+
+    def adopt_leftovers(self, ref: CallRef) -> int:
+        leaf = self._leaf(ref)
+        left = self._tree.left(ref.tenant_id, ref.session_id)
+        moved: set[int] = set()
+        for _ in range(_ADOPT_PASSES):
+            pids = leaf.group.pids()
+            if not pids:
+                return len(moved)
+            left.create(exist_ok=True)
+            for pid in pids:
+                with contextlib.suppress(NoSuchProcess):
+                    left.move(pid)
+                    moved.add(pid)
+        raise ControllerError(
+            f"the processes of {leaf.group.path} multiply faster than they can be moved",
+            remedy="they are ended instead",
+        )
+
+    def remove_call(self, ref: CallRef) -> bool:
+        leaf = self._leaves.get(ref.call_id)
+        if leaf is None:
+            return True
+        if self._watcher is not None:
+            self._watcher.remove(leaf.group)
+        try:
+            leaf.group.delete()
+        except GroupBusy:
+            return False
+        if self._kernel is not None:
+            self._kernel.forget(leaf.cgroup_id)
+        self._leaves.pop(ref.call_id, None)
+        self._by_cgroup.pop(leaf.cgroup_id, None)
+        return True
+
+    def whose(self, pid: int) -> Whose:
+        group = self._tree.locate(pid)
+        if group is None or group.session_id is None:
+            return Whose()
+        return Whose(group.session_id, group.call_id if group.kind is GroupKind.CALL else None)
+
+    def _leaf(self, ref: CallRef) -> Leaf:
+        leaf = self._leaves.get(ref.call_id)
+        if leaf is None:
+            raise NoSuchGroup(ref.call_id, "the call has no leaf", remedy="it has ended")
+        return leaf
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        leaf = self._by_cgroup.get(event.cgroup_id)
+        listener = self._listener
+        if leaf is None or listener is None:
+            return
+        call_id = leaf.ref.call_id
+        match event:
+            case BrakeEvent():
+                latency = (time.monotonic_ns() - event.at_nsec) / 1e9
+                listener.on_braked(call_id, event.tgid, event.usage, event.threshold, latency)
+            case NotifyEvent():
+                listener.on_notice(call_id, event.usage, event.threshold)
+            case OomEvent():
+                pass  # the group's own counter is the proof, and comes by the watcher
+            case DeniedEvent():
+                if event.address:
+                    listener.on_connect_refused(call_id, f"{event.address} port {event.port}")
+            case ExecEvent():
+                listener.on_exec(call_id, event.pid, event.ppid, event.path)
+
+    def _on_group(self, ref: CallRef, event: GroupEvent) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        match event.kind:
+            case GroupEventKind.EMPTY:
+                listener.on_empty(ref.call_id)
+            case GroupEventKind.OOM_KILL:
+                listener.on_oom(ref.call_id, event.count)
+            case GroupEventKind.PIDS_MAX:
+                listener.on_pids_refused(ref.call_id, event.count)
+            case GroupEventKind.GONE:
+                log.warning("somebody else removed the leaf of a call", call=ref.call_id)
+                listener.on_empty(ref.call_id)
+            case _:
+                pass  # frozen and thawed: we did that; limits that were met: the counters have them
