@@ -194,8 +194,9 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
                 async with aclosing(merged(subscription, None)) as updates:
                     async for update in updates:
                         if subscription.lost != lost:
-                            yield pb.WatchSessionResponse(lost=pb.Lost(updates=subscription.lost - lost))
-                            lost = subscription.lost
+                            # more may be lost while an answer waits for room: those are for the next round
+                            before, lost = lost, subscription.lost
+                            yield pb.WatchSessionResponse(lost=pb.Lost(updates=lost - before))
                             for answer in self._present(session.id):
                                 yield answer
                         if isinstance(update, CallView) and update.session_id == session.id:

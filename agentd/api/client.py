@@ -226,8 +226,8 @@ class _Base:
         path = self.target.path
         if path is None:
             return DaemonAway(
-                f"{self.target}: agentd cannot be reached there, or refused the certificate ({details}); check address, "
-                "firewall, and that the daemon's [api.tcp] client_ca signed this client's certificate",
+                f"{self.target}: agentd cannot be reached there, or refused the certificate ({details}); "
+                "check address, firewall, and that the daemon's [api.tcp] client_ca signed this client's certificate",
                 status=status,
             )
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

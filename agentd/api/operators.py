@@ -57,8 +57,9 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
                 async with aclosing(merged(subscription, interval)) as updates:
                     async for update in updates:
                         if subscription.lost != lost:
-                            yield pb.WatchResponse(lost=pb.Lost(updates=subscription.lost - lost))
-                            lost = subscription.lost
+                            # more may be lost while an answer waits for room: those are for the next round
+                            before, lost = lost, subscription.lost
+                            yield pb.WatchResponse(lost=pb.Lost(updates=lost - before))
                             yield pb.WatchResponse(snapshot=self._snapshot())
                         if isinstance(update, Tick):
                             yield pb.WatchResponse(snapshot=self._snapshot())
