@@ -1,0 +1,186 @@
+"""Parts: objects that are loaded, pinned, adopted and replaced each on its own, around one set of pinned maps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bpf.errors import BpfError, LoadFailed, MapError, PinError, Unavailable
+from bpf.libbpf import Object, get_pinned, info, library, reason
+from bpf.pins import PinDir
+
+OBJECTS: Final = Path(__file__).parent / "objects"
+_LINK_TYPE_CGROUP: Final = 3  # BPF_LINK_TYPE_CGROUP
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    programs: tuple[str, ...]
+    absence: str  # what it costs to be without
+
+
+# In the order of their worth: what fails first is what would be missed first.
+PARTS: Final = (
+    Part("tripwire", ("corral_rss",), "calls are not braked in the kernel: the daemon polls and may come too late"),
+    Part(
+        "accounting",
+        ("corral_exit", "corral_tasks", "corral_move"),
+        "no faults, bytes read and written, run-queue wait and switches per call",
+    ),
+    Part("lifecycle", ("corral_fork", "corral_exec", "corral_victim"), "no forks and execs, no OOM victims per call"),
+    Part("network", ("corral_egress", "corral_ingress"), "no network bytes; open sockets escape a network policy"),
+    Part(
+        "gates",
+        ("corral_connect4", "corral_connect6", "corral_sendmsg4", "corral_sendmsg6", "corral_device"),
+        "network policies and GPU grants are not enforced",
+    ),
+)
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Loader:
+    """Brings every part up once: adopts what a former daemon left, loads the rest."""
+
+    def __init__(self, pins: PinDir, cgroup: Path, objects: Path = OBJECTS) -> None:
+        self._pins, self._cgroup, self._objects = pins, cgroup, objects
+        self.parts: set[str] = set()
+        self.adopted: set[str] = set()
+        self.problems: list[str] = []
+
+    def run(self) -> None:
+        """Raises Unavailable when no part can be brought up; what a part lacked is in ``problems``."""
+        missing = [p.name for p in PARTS if not (self._objects / f"{p.name}.bpf.o").is_file()]
+        if missing:
+            raise Unavailable(
+                f"{self._objects}: no compiled object of {', '.join(missing)}", remedy="run scripts/build-bpf"
+            )
+        try:
+            cgroup_fd = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise Unavailable(f"{self._cgroup}: {err.strerror}", remedy="give a directory of the v2 hierarchy") from err
+        try:
+            self._pins.prepare()
+            self._drop_incompatible()
+            self._drop_unknown()
+            for part in PARTS:
+                try:
+                    self._bring_up(part, cgroup_fd)
+                except (BpfError, OSError) as err:
+                    self.problems.append(f"{part.name}: {err} ({part.absence})")
+                else:
+                    self.parts.add(part.name)
+        finally:
+            os.close(cgroup_fd)
+        if not self.parts:
+            raise Unavailable(
+                "no eBPF program can be loaded: " + "; ".join(self.problems),
+                remedy="run as root on a kernel 6.1 or later with BTF; see `corral doctor`",
+            )
+
+    def _bring_up(self, part: Part, cgroup_fd: int) -> None:
+        path = self._objects / f"{part.name}.bpf.o"
+        digest = digest_of(path)
+        directory = self._pins.of_part(part.name, digest)
+        if self._is_whole(part, directory, os.fstat(cgroup_fd).st_ino):
+            self.adopted.add(part.name)
+        else:
+            self._pins.remove(directory)  # a daemon that died while it loaded, or a cgroup that was made anew
+            loaded = Object(path)
+            try:
+                loaded.pin_maps(self._pins.maps)
+                loaded.load()
+                directory.mkdir(mode=0o700)
+                for program in part.programs:
+                    loaded.attach_and_pin(program, directory / program, cgroup_fd)
+            except BaseException:
+                with suppress(PinError):  # the first error is the one to report
+                    self._pins.remove(directory)
+                raise
+            finally:
+                loaded.close()
+        # Only now the former build: for a moment both run (and count), never neither.
+        for former in self._pins.others_of(part.name, digest):
+            self._pins.remove(former)
+
+    def pinned_program(self, part: str, program: str) -> Path:
+        """Where the link of a program that is at work is pinned."""
+        return self._pins.of_part(part, digest_of(self._objects / f"{part}.bpf.o")) / program
+
+    def _is_whole(self, part: Part, directory: Path, cgroup_id: int) -> bool:
+        if not all((directory / program).exists() for program in part.programs):
+            return False
+        for program in part.programs:
+            fd = get_pinned(directory / program)
+            try:
+                kind, _, _, _, attached_to = struct.unpack_from("=IIIIQ", info(fd))
+            finally:
+                os.close(fd)
+            # A link to a cgroup that was removed is still pinned, but acts on nothing.
+            if kind == _LINK_TYPE_CGROUP and attached_to != cgroup_id:
+                return False
+        return True
+
+    def _drop_incompatible(self) -> None:
+        """Start afresh when a pinned map has another shape than this build wants: half of each would be worse."""
+        try:
+            declared = self.declared_maps()
+        except LoadFailed:
+            return  # the part will say so itself
+        for name, wanted in declared.items():
+            path = self._pins.maps / name
+            if not path.exists():
+                continue
+            fd = get_pinned(path)
+            try:
+                kind, _, key, value, entries, flags = struct.unpack_from("=IIIIII", info(fd))
+            finally:
+                os.close(fd)
+            if (kind, key, value, entries, flags) != wanted:
+                self.problems.append(
+                    f"map {name} of the version before has another shape: its counters and thresholds were dropped"
+                )
+                self._pins.remove_all()
+                self._pins.prepare()
+                return
+
+    def _drop_unknown(self) -> None:
+        """Parts that this build does not know must not go on acting."""
+        known = {part.name for part in PARTS}
+        for directory in self._pins.parts():
+            if directory.name.rpartition("-")[0] not in known:
+                self._pins.remove(directory)
+
+    def declared_maps(self) -> dict[str, tuple[int, int, int, int, int]]:
+        """Of any object: all declare the same maps."""
+        probe = Object(self._objects / f"{PARTS[0].name}.bpf.o")
+        try:
+            return probe.maps()
+        finally:
+            probe.close()
+
+
+def run_iterator(link_fd: int) -> None:
+    """Run the pinned task iterator to its end. It writes nothing; it sums into a map."""
+    fd = int(library().bpf_iter_create(link_fd))
+    if fd < 0:
+        raise MapError(f"task iterator: {reason(-fd)}", errno=-fd, remedy="restart the daemon")
+    try:
+        while True:
+            try:
+                if not os.read(fd, 4096):
+                    return
+            except BlockingIOError:
+                continue  # EAGAIN after a million tasks: the next read goes on from there
+    except OSError as err:
+        raise MapError(f"task iterator: {err.strerror}", errno=err.errno or 0, remedy="restart the daemon") from err
+    finally:
+        os.close(fd)
