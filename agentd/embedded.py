@@ -217,8 +217,7 @@ class EmbeddedDaemon:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         for group in groups:
-            with contextlib.suppress(OSError):
-                (group / "cgroup.kill").write_text("1")
+            kill_group(group)
         for _ in range(50):  # a killed process leaves its group a moment later, and no event says so on v1
             for group in groups:
                 for directory, _, _ in os.walk(group, topdown=False):
@@ -271,6 +270,17 @@ def cgroup_mounts() -> list[Path]:
             # octal escapes of blanks in a path, see proc_pid_mountinfo(5)
             mounts[kind].append(Path(left.split(" ")[4].encode().decode("unicode_escape")))
     return mounts["cgroup2"] + mounts["cgroup"]
+
+
+def kill_group(group: Path) -> None:
+    """SIGKILL to all below ``group``, where it is a v2 group; nothing elsewhere (v1 has no such file)."""
+    with contextlib.suppress(OSError):
+        # without O_CREAT: a file must not appear where the kernel made none
+        descriptor = os.open(group / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, b"1")
+        finally:
+            os.close(descriptor)
 
 
 def processes_with(assignment: str) -> list[tuple[int, str]]:

@@ -8,61 +8,39 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import grpc
-
+from agentd.api.client import connect
 from agentd.demo.runner import Session
 from agentd.embedded import cgroup_mounts
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from agentd.proto.corral.v1.corral_pb2_grpc import AgentServiceStub, OperatorServiceStub
 
-TIMEOUT: Final = 10.0  # seconds for one request
 SETTLED_WITHIN: Final = 8.0  # seconds until the last end is in the ledger and its leaf is removed
 LIMIT: Final = 1000  # calls in one History
 
 
-class DaemonFailed(Exception):
-    """The daemon refused a request or went away: names the request and what it said."""
+class Operator:
+    """The operator's connection. Every method raises agentd.api.client.ApiError."""
 
-
-class Client:
-    """The operator's connection. Every method raises DaemonFailed."""
-
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)])
-        self._operator = OperatorServiceStub(self._channel)
-        self._agent = AgentServiceStub(self._channel)
+    def __init__(self, socket: Path) -> None:
+        self._client = connect(str(socket))
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._client.close()
 
     async def snapshot(self) -> pb.SnapshotResponse:
-        try:
-            return await self._operator.Snapshot(pb.SnapshotRequest(), timeout=TIMEOUT)
-        except grpc.aio.AioRpcError as err:
-            raise _failed("Snapshot", err) from err
+        return await self._client.call(self._client.operator.Snapshot, pb.SnapshotRequest())
 
-    async def watch(self) -> AsyncIterator[pb.WatchResponse]:
+    def watch(self) -> AsyncIterator[pb.WatchResponse]:
         """Ends with the daemon."""
-        try:
-            async for update in self._operator.Watch(pb.WatchRequest(interval_seconds=0.5)):
-                yield update
-        except grpc.aio.AioRpcError as err:
-            raise _failed("Watch", err) from err
+        return self._client.stream(self._client.operator.Watch, pb.WatchRequest(interval_seconds=0.5))
 
     async def open_session(self, tenant: str, name: str, uid: int | None) -> Session:
         """A session whose calls are begun by processes of ``uid`` (None: by our own)."""
         request = pb.OpenSessionRequest(tenant=tenant, name=name, uid=os.getuid() if uid is None else uid)
-        try:
-            reply = await self._agent.OpenSession(request, timeout=TIMEOUT)
-        except grpc.aio.AioRpcError as err:
-            raise _failed(f"OpenSession {tenant}/{name}", err) from err
+        reply = await self._client.call(self._client.agent.OpenSession, request)
         return Session(tenant=tenant, name=name, id=reply.session.id, token=reply.token, uid=uid)
 
     async def close_session(self, session: Session) -> None:
-        try:
-            await self._agent.CloseSession(pb.CloseSessionRequest(session_id=session.id), timeout=TIMEOUT)
-        except grpc.aio.AioRpcError as err:
-            raise _failed(f"CloseSession {session.tenant}/{session.name}", err) from err
+        await self._client.call(self._client.agent.CloseSession, pb.CloseSessionRequest(session_id=session.id))
 
     async def ended(self, sessions: Sequence[str], calls: int) -> pb.HistoryResponse:
         """The sessions' calls from the ledger, with decisions, once ``calls`` ends are in it.
@@ -76,17 +54,10 @@ class Client:
             merged = pb.HistoryResponse()
             for session_id in sessions:
                 request = pb.HistoryRequest(session_id=session_id, limit=LIMIT, with_decisions=True)
-                try:
-                    merged.MergeFrom(await self._operator.History(request, timeout=TIMEOUT))
-                except grpc.aio.AioRpcError as err:
-                    raise _failed("History", err) from err
+                merged.MergeFrom(await self._client.call(self._client.operator.History, request))
             if sum(call.HasField("outcome") for call in merged.calls) >= calls or loop.time() > deadline:
                 return merged
             await asyncio.sleep(0.1)
-
-
-def _failed(request: str, err: grpc.aio.AioRpcError) -> DaemonFailed:
-    return DaemonFailed(f"{request}: agentd said {err.code().name}: {err.details()}")
 
 
 def tenant_cpu(root: str, snapshot: pb.SnapshotResponse) -> dict[str, int]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from agentd.api.client import ApiError
 from agentd.demo import agents, report, verdict
 from agentd.demo.agents import SESSIONS, TENANTS
-from agentd.demo.daemon import Client, DaemonFailed, leaves, tenant_cpu
+from agentd.demo.daemon import Operator, leaves, tenant_cpu
 from agentd.demo.runner import Run, Runner, Session, credentials
 from agentd.demo.watch import Display, Lines, LiveTable, follow
 from agentd.demo.workloads import REPOSITORY, FileServer, WorkloadError, Workloads, prepare
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.stderr.write("demo: interrupted; what it had started was ended and removed\n")
         return 130
-    except (DemoFailed, WorkloadError, EmbeddedError, DaemonFailed) as err:
+    except (DemoFailed, WorkloadError, EmbeddedError, ApiError) as err:
         sys.stderr.write(f"demo: {err}\n")
         return 2
 
@@ -121,30 +122,30 @@ class Demo:
         self, daemon: EmbeddedDaemon, workloads: Workloads, uids: Mapping[str, int | None]
     ) -> tuple[verdict.Findings, bool]:
         """All that needs the running daemon: the agents, the ledger's table, and what the kernel counted."""
-        client = Client(daemon.operator_target)
+        operator = Operator(daemon.operator_socket)
         try:
-            host = (await client.snapshot()).host
+            host = (await operator.snapshot()).host
             enforced = host.mode != "observe"
             for text in host.missing:
                 _say(f"this host cannot: {text}")
             if not enforced:
                 _say("OBSERVE-ONLY: usage is seen, nothing is limited")
-            sessions = [await client.open_session(tenant, session, uids[tenant]) for tenant, session in SESSIONS]
-            watching = asyncio.create_task(follow(client.watch(), self._display()))
+            sessions = [await operator.open_session(tenant, session, uids[tenant]) for tenant, session in SESSIONS]
+            watching = asyncio.create_task(follow(operator.watch(), self._display()))
             try:
                 refused = await self._agents(daemon, workloads, sessions, enforced=enforced)
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-            history = await client.ended([session.id for session in sessions], len(self._runs))
-            snapshot = await client.snapshot()
+            history = await operator.ended([session.id for session in sessions], len(self._runs))
+            snapshot = await operator.snapshot()
             self._report(history, snapshot, {session.id: session.name for session in sessions}, enforced=enforced)
             cpu = tenant_cpu(daemon.name, snapshot) if enforced else {}
             left = await leaves(daemon.name) if enforced else []
             for session in sessions:
-                await client.close_session(session)
+                await operator.close_session(session)
         finally:
-            await client.close()
+            await operator.close()
         ceilings = {name: parse_size(size) for name, t in TENANTS.items() if (size := t.get("memory_max")) is not None}
         findings = verdict.Findings(
             records=verdict.match(self._runs, history.calls, history.decisions),
