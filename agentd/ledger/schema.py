@@ -38,6 +38,7 @@ from agentd.ledger.errors import (
 
 APPLICATION_ID: Final = 0x434F5252  # "CORR", in the header of the file: tells a ledger from any other database
 BUSY_SECONDS: Final = 5.0  # how long to wait for a lock of another process (a backup, a person with the sqlite3 shell)
+_SMALLEST_DATABASE: Final = 512  # bytes: one page of the smallest size
 _LOG_KEPT_BYTES: Final = 16 << 20  # a write-ahead log that has grown past this is cut back after its checkpoint
 
 _MIGRATION: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
@@ -141,6 +142,10 @@ def explain(err: sqlite3.Error, path: Path) -> LedgerError:
         return LedgerFull(path, cause, _remedy_space(path))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LedgerBusy(path, cause, "end the other program that holds it (`fuser -v FILE` names it)")
+    if code == sqlite3.SQLITE_CANTOPEN and path.exists() and not _writable(path.parent):
+        return LedgerReadOnly(
+            path, f"{path.parent} takes no writes, which the log needs: {cause}", _remedy_writable(path)
+        )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return LedgerUnopenable(path, cause, f"check that {path.parent} exists and that this user may write in it")
     if code == sqlite3.SQLITE_IOERR:
@@ -180,6 +185,10 @@ def _explain_os(err: OSError, path: Path) -> LedgerError:
     return LedgerUnopenable(path, cause, "set another ledger file")
 
 
+def _writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
+
+
 def _remedy_writable(path: Path) -> str:
     return f"make {path.parent} and the file writable for this user, or set another ledger file"
 
@@ -191,6 +200,9 @@ def _remedy_space(path: Path) -> str:
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     if path.exists() and not path.is_file():
         raise LedgerUnopenable(path, "is not a plain file", "set another ledger file")
+    if 0 < path.stat().st_size < _SMALLEST_DATABASE:
+        # SQLite takes some of these for empty, and would write over them.
+        raise NotALedger(path, f"not a database: {path.stat().st_size} bytes", "name another ledger file")
     try:
         return sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}",
@@ -231,8 +243,9 @@ def _identify(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _configure(connection: sqlite3.Connection, path: Path) -> None:
-    # Before the first table: afterwards it would need a full VACUUM to give space back to the file system.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if not _identify(connection, path):
+        # Before the first table: afterwards it would need a full VACUUM to give space back to the file system.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise LedgerUnopenable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -356,15 +356,15 @@ async def test_a_damaged_record_is_named(ledger: Ledger, table: str, column: str
     connection.commit()
     connection.close()
     with LedgerReader(ledger.path) as reader:
-        ask = {
+        questions: dict[str, Callable[[], object]] = {
             "calls": reader.calls,
             "decisions": reader.decisions,
             "samples": reader.samples,
             "tenants": reader.tenants,
             "sessions": reader.sessions,
-        }[table]
+        }
         with pytest.raises(LedgerDamagedRecord, match=rf"of {table} does not decode") as caught:
-            ask()
+            questions[table]()
     assert str(ledger.path) in str(caught.value)
     assert caught.value.remedy
 
