@@ -10,6 +10,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 #define PROTO_TCP 6
 #define PROTO_UDP 17
+#define PROTO_ICMPV6 58
 #define SYN 0x02
 #define ACK 0x10
 
@@ -61,19 +62,19 @@ static __always_inline bool to_be_judged(struct __sk_buff *skb, struct endpoint 
 	} else {
 		return true;
 	}
+	if (to->protocol != PROTO_TCP && to->protocol != PROTO_UDP) {
+		to->any_port = true;
+		/* Neighbour discovery and multicast reports are the host's own traffic. */
+		return !(to->protocol == PROTO_ICMPV6 && to->family == 6);
+	}
+	if (bpf_skb_load_bytes(skb, at + 2, &port, 2))
+		return true;
+	to->port = bpf_ntohs(port);
 	/* The sendmsg and connect gates saw every destination of a UDP socket; its answers need no rule. */
 	if (to->protocol == PROTO_UDP)
 		return false;
-	if (to->protocol != PROTO_TCP) {
-		to->any_port = true;
-		/* Neighbour discovery and multicast reports are the host's own traffic. */
-		return !(to->protocol == 58 && to->family == 6);
-	}
 	/* Of TCP, only the first packet of a connection that this side opens. */
-	if (bpf_skb_load_bytes(skb, at + 13, &flags, 1) || bpf_skb_load_bytes(skb, at + 2, &port, 2))
-		return true;
-	to->port = bpf_ntohs(port);
-	return (flags & (SYN | ACK)) == SYN;
+	return bpf_skb_load_bytes(skb, at + 13, &flags, 1) || (flags & (SYN | ACK)) == SYN;
 }
 
 SEC("cgroup_skb/egress")

@@ -115,7 +115,36 @@ static int reach(char **arg, int sending)
 		result = sendto(fd, "x", 1, 0, (void *)&to, size);
 	else
 		result = connect(fd, (void *)&to, size);
-	return result < 0 ? errno : 0;
+	result = result < 0 ? errno : 0;
+	close(fd);
+	return result;
+}
+
+/* connects ADDRESS PORT COUNT: so many attempts; the last errno. */
+static int connects(char **arg)
+{
+	int said = 0;
+
+	for (int i = atoi(arg[2]); i > 0; i--)
+		said = reach(arg, 0);
+	return said;
+}
+
+/* connected ADDRESS PORT: connects a UDP socket, says so, and after another byte sends. */
+static int connected(char **arg)
+{
+	struct sockaddr_storage to;
+	socklen_t size = address(&to, arg);
+	int fd = socket(to.ss_family, SOCK_DGRAM, 0);
+	char go;
+
+	if (connect(fd, (void *)&to, size))
+		exit(3);
+	printf("0\n");
+	fflush(stdout);
+	if (read(0, &go, 1) != 1)
+		exit(2);
+	return send(fd, "x", 1, 0) < 0 ? errno : 0;
 }
 
 /* udp COUNT SIZE: datagrams to oneself over loopback, each received before the next. */
@@ -159,6 +188,10 @@ int main(int argc, char **argv)
 		udp(arg);
 	else if (!strcmp(what, "connect") || !strcmp(what, "send"))
 		said = reach(arg, *what == 's');
+	else if (!strcmp(what, "connects"))
+		said = connects(arg);
+	else if (!strcmp(what, "connected"))
+		said = connected(arg);
 	else if (!strcmp(what, "open"))
 		said = open(arg[0], O_RDONLY) < 0 ? errno : 0;
 	else

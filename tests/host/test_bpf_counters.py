@@ -1,0 +1,184 @@
+"""Counters and process events against work whose amount is exactly known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpf.kernel import KernelSide
+from bpf.types import Counters, ExecEvent, OomEvent
+from tests.host import bpf_support as support
+from tests.host.bpf_support import HYBRID, MIB, Group, Host
+
+pytestmark = pytest.mark.host
+
+# What a process does besides its task: the loader's reads, a line of output. Far below what is asserted on.
+SMALL_IO = 64 * 1024
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    support.need_root()
+    support.build_objects()
+    return support.build(tmp_path_factory.mktemp("bpf"))
+
+
+@pytest.fixture
+def host(program: Path) -> Iterator[Host]:
+    with support.host(program) as made:
+        yield made
+
+
+@pytest.fixture
+def side(host: Host) -> Iterator[KernelSide]:
+    with KernelSide.open(cgroup=host.root.v2, pin_dir=host.pin_dir, on_event=host.events.append) as made:
+        assert not made.problems
+        yield made
+        made.unload()
+
+
+@pytest.fixture
+def call(host: Host, side: KernelSide) -> Group:
+    group = host.group()
+    side.register(group.id)
+    return group
+
+
+def read(side: KernelSide, group: Group) -> Counters:
+    """Both ways of reading must agree."""
+    one, every = side.counters(group.id), side.all_counters()
+    assert one is not None
+    assert one.faults <= every[group.id].faults
+    assert one.forks == every[group.id].forks
+    return every[group.id]
+
+
+def test_forks_execs_and_exits(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start_in(call, "forks", "20")
+    assert worker.run() == 0
+    assert (read(side, call).forks, read(side, call).execs, read(side, call).exits) == (20, 0, 20)
+    worker.end()
+    second = host.start_in(call, "forks", "70", "/bin/true")
+    second.run()
+    second.end()
+    found = read(side, call)
+    assert (found.forks, found.execs, found.exits) == (90, 70, 92)
+    assert found.execs_suppressed == 70 - 64
+    side.drain()
+    execs = [event for event in host.events if isinstance(event, ExecEvent)]
+    assert len(execs) == 64
+    assert {(event.path, event.comm, event.ppid, event.uid) for event in execs} == {
+        ("/bin/true", "true", second.pid, 0)
+    }
+    assert {event.cgroup_id for event in execs} == {call.id}
+
+
+def test_threads_are_no_processes(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start_in(call, "touch", str(MIB), "small", "8", "0")
+    worker.run()
+    worker.end()
+    found = read(side, call)
+    assert (found.forks, found.exits) == (0, 1)
+
+
+def test_bytes_of_live_and_ended_processes(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start_in(call, "io", str(8 * MIB), str(4 * MIB), "3")
+    worker.run()
+    # Three children have ended, their parent lives: four times the work.
+    alive = read(side, call)
+    assert 32 * MIB <= alive.read_bytes < 32 * MIB + SMALL_IO
+    assert 16 * MIB <= alive.written_bytes < 16 * MIB + SMALL_IO
+    worker.end()
+    ended = read(side, call)
+    assert alive.read_bytes <= ended.read_bytes < 32 * MIB + SMALL_IO
+    assert alive.written_bytes <= ended.written_bytes < 16 * MIB + SMALL_IO
+
+
+def test_faults(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start_in(call, "touch", str(32 * MIB), "small", "2", "1")
+    worker.run()
+    # Two threads and a child, 8192 pages each.
+    assert 3 * 8192 <= read(side, call).faults < 3 * 8192 + 600
+    worker.end()
+    assert 3 * 8192 <= read(side, call).faults < 3 * 8192 + 600
+    assert read(side, call).switches > 0
+
+
+def test_the_past_stays_outside(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start("early", "io", str(MIB), str(MIB), "0")
+    call.add(worker)
+    assert read(side, call).read_bytes < SMALL_IO
+    worker.run()
+    assert MIB <= read(side, call).read_bytes < MIB + SMALL_IO
+    worker.end()
+    assert MIB <= read(side, call).read_bytes < MIB + SMALL_IO
+
+
+def test_settled_use_stays_when_a_process_moves_on(host: Host, side: KernelSide, call: Group) -> None:
+    left = host.group("left")
+    side.register(left.id)
+    worker = host.start_in(call, "io", str(2 * MIB), "0", "0")
+    worker.run()
+    side.settle(call.id)
+    assert 2 * MIB <= read(side, call).read_bytes < 2 * MIB + SMALL_IO
+    left.add(worker)
+    worker.end()
+    assert 2 * MIB <= read(side, call).read_bytes < 2 * MIB + SMALL_IO
+    assert read(side, left).read_bytes < SMALL_IO
+
+
+def test_network_bytes(host: Host, side: KernelSide, call: Group) -> None:
+    worker = host.start_in(call, "udp", "50", "1000")
+    assert worker.run() == 0
+    found = read(side, call)
+    packet = 1000 + 20 + 8  # IPv4 and UDP headers
+    assert (found.net_tx_packets, found.net_tx_bytes) == (50, 50 * packet)
+    assert (found.net_rx_packets, found.net_rx_bytes) == (50, 50 * packet)
+
+
+def test_groups_are_kept_apart_and_many_fit(host: Host, side: KernelSide, call: Group) -> None:
+    idle = host.group("idle")
+    side.register(idle.id)
+    made_up = range(1 << 40, (1 << 40) + 2000)
+    for cgroup_id in made_up:
+        side.register(cgroup_id, brake=1 << 40)
+    host.start_in(call, "forks", "5").run()
+    every = side.all_counters()
+    assert len(every) == 2002
+    assert every[call.id].forks == 5
+    assert all(counters == Counters() for cgroup_id, counters in every.items() if cgroup_id != call.id)
+    for cgroup_id in made_up:
+        side.forget(cgroup_id)
+    assert set(side.all_counters()) == {call.id, idle.id}
+    assert side.counters(made_up[0]) is None
+
+
+def test_oom_victims_are_told(host: Host, side: KernelSide, call: Group) -> None:
+    limit = call.memory / ("memory.limit_in_bytes" if HYBRID else "memory.max")
+    worker = host.start_in(call, "touch", str(64 * MIB), "small", "1", "0")
+    limit.write_text(str(16 * MIB))
+    worker.go()
+    assert worker.process.wait() == -9
+    assert read(side, call).oom_kills == 1
+    side.drain()
+    (event,) = [event for event in host.events if isinstance(event, OomEvent)]
+    assert (event.cgroup_id, event.pid, event.comm, event.uid) == (call.id, worker.pid, "bpf_load", 0)
+
+
+def test_the_event_descriptor_wakes_a_loop(host: Host, side: KernelSide, call: Group) -> None:
+    import select
+
+    poller = select.poll()
+    poller.register(side.fileno(), select.POLLIN)
+    assert poller.poll(0) == []
+    host.start_in(call, "forks", "1", "/bin/true").run()
+    assert poller.poll(10_000)
+    assert side.drain() == 1
+    assert poller.poll(0) == []
+
+
+def test_memory_of_the_maps_is_told(side: KernelSide) -> None:
+    assert side.memory_bytes() >= MIB  # the ring buffer alone
+    assert side.dropped_events == 0
