@@ -96,16 +96,7 @@ def configure(
         final.append(_with_priority(final.pop()))
     handler = LogHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=final, foreign_pre_chain=shared))
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # loggers made at import must follow a later configure()
-    )
+    _route([*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter])
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, LogHandler)]:
         root.removeHandler(old)
@@ -113,6 +104,16 @@ def configure(
     logging.captureWarnings(True)
     set_level(level)
     return handler
+
+
+def _route(processors: list[Processor]) -> None:
+    """Send our own loggers through the standard logging module."""
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *processors],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # loggers made at import must follow a later configure()
+    )
 
 
 def set_level(level: Level) -> None:
@@ -281,3 +282,9 @@ def _with_priority(render: Processor) -> Processor:
         return "\n".join(prefix + line for line in text.split("\n"))
 
     return prefixed
+
+
+# Until configure(), in a program that is not the daemon: warnings and errors go to standard error by the standard
+# module's own rule, never to standard output, where structlog's default would spoil a command's JSON.
+if not structlog.is_configured():
+    _route([_exception_text, clean, structlog.processors.KeyValueRenderer(key_order=["event"])])
