@@ -23,7 +23,7 @@ What a limit or figure is on each kind of host ("twin": a directory of the same 
     memory now, peak       memory.current, memory.peak      memory.usage_in_bytes, memory.max_usage_in_bytes
     OOM counters           memory.events.local              memory.oom_control (kills), memory.failcnt (limit met)
     OOM notification       inotify on memory.events.local   eventfd through cgroup.event_control
-    pids.max hit           inotify on pids.events           the same (twin)
+    pids.max hit           inotify on pids.events           Watcher.check, and when empty: newer kernels do not notify
     disk bytes             io.stat                          blkio.throttle.io_service_bytes_recursive, given a twin
     pressure               *.pressure                       the same, on the v2 side
 

@@ -112,5 +112,13 @@ def from_os(err: OSError, path: str, value: str = "") -> CgroupFileError:
                 remedy="its controller is not enabled here or the kernel is too old; see `corral doctor`",
             )
         return NoSuchGroup(path, reason, number=number, value=value, remedy="the group was never made, or was removed")
+    if number == errno.EOPNOTSUPP and path.endswith("/cgroup.procs"):
+        return KernelRefused(
+            path,
+            reason,
+            number=number,
+            value=value,
+            remedy="it is threaded, or below one that is: not our making",
+        )
     kind, remedy = _BY_ERRNO.get(number, (KernelRefused, "see the kernel's log"))
     return kind(path, reason, number=number, value=value, remedy=remedy)

@@ -95,9 +95,10 @@ class Group:
 
         When it fails, what it made is removed again. Raises GroupExists unless ``exist_ok``.
         """
+        layout = self._layout
         made: list[str] = []
         try:
-            for mount in (self._layout.v2, *self._layout.eager):
+            for mount in (layout.v2, *layout.eager):
                 try:
                     self._make(mount)
                 except GroupExists:
@@ -105,12 +106,13 @@ class Group:
                         raise
                 else:
                     made.append(mount)
-            return self.set(limits) if limits is not None else ()
+            return self._set(limits, fresh=layout.v2 in made) if limits is not None else ()
         except CgroupFileError:
-            if made:  # the lazily made twins too: they cannot be older than the group
-                for mount in (*self._layout.lazy_in_use, *reversed(made)) if len(made) > 1 else reversed(made):
-                    with contextlib.suppress(CgroupFileError):  # the first error is the one to tell
-                        files.remove_directory(f"{mount}/{self.relative}")
+            if layout.v2 in made:  # then the lazily made twins cannot be older than the group
+                made = [layout.v2, *layout.eager, *layout.lazy_in_use]
+            for mount in reversed(made):
+                with contextlib.suppress(CgroupFileError):  # the first error is the one to tell
+                    files.remove_directory(f"{mount}/{self.relative}")
             raise
 
     def _make(self, mount: str) -> None:
@@ -145,6 +147,9 @@ class Group:
         memory_high, memory_low) are noted. On v2 a memory_max below what is in use makes the kernel kill; on v1 it
         raises GroupBusy. Several limits are written one after the other: what was written before an error stays.
         """
+        return self._set(limits, fresh=False)
+
+    def _set(self, limits: Limits, *, fresh: bool) -> tuple[str, ...]:
         layout = self._layout
         notes: list[str] = []
         if limits.memory_max is not None or limits.memory_high is not None or limits.memory_low is not None:
@@ -162,7 +167,7 @@ class Group:
         if limits.cpu_max is not None or limits.cpu_weight is not None:
             if layout.cpu is None:
                 self._cannot("cpu", limits.cpu_max, (limits.cpu_weight,), notes)
-            elif self._twin(layout.cpu[0], needed=limits.cpu_max != UNLIMITED or limits.cpu_weight is not None):
+            elif self._twin(layout.cpu[0], needed=_any(limits.cpu_max, limits.cpu_weight), fresh=fresh):
                 mount, cpu = layout.cpu
                 notes += cpu.apply(f"{mount}/{self.relative}", limits)
         if limits.io_weight is not None:
@@ -170,7 +175,7 @@ class Group:
                 self._cannot("io", None, (limits.io_weight,), notes)
             elif (reason := layout.io[1].without_effect()) is not None:
                 notes.append(reason)  # and no twin is made for nothing
-            elif self._twin(layout.io[0], needed=True):
+            elif self._twin(layout.io[0], needed=_any(limits.io_weight), fresh=fresh):
                 mount, io = layout.io
                 notes += io.apply(f"{mount}/{self.relative}", limits)
         return tuple(notes)
@@ -207,17 +212,20 @@ class Group:
         if any(value not in (None, UNLIMITED) for value in soft):
             notes.append(f"{controller} limits are not set: this host has no {controller} controller for Corral")
 
-    def _twin(self, mount: str, *, needed: bool) -> bool:
-        """Whether the group has a directory in ``mount``; made, and the group's processes moved in, when needed."""
-        if mount not in self._layout.lazy:
-            return True
-        directory = f"{mount}/{self.relative}"
-        if files.is_directory(directory):
+    def _twin(self, mount: str, *, needed: bool, fresh: bool) -> bool:
+        """Whether the group has a directory in ``mount``; made, with its parents, when needed.
+
+        Every process of the tree is in the nearest twin at or above its group: a new twin takes over what is below it.
+        ``fresh``: the group itself was made just now and holds nothing.
+        """
+        layout = self._layout
+        if mount not in layout.lazy or files.is_directory(f"{mount}/{self.relative}"):
             return True
         if not needed:
             return False
-        self._layout.make_all(mount, self.relative)
-        membership.fill_twin(self._layout, mount, self.relative)
+        top = layout.make_all(mount, self.relative)
+        if top is not None and not (fresh and top == self.relative):
+            membership.fill_twin(layout, mount, top)
         return True
 
     # -- processes
@@ -331,3 +339,8 @@ class Group:
     def set_xattr(self, record: bytes) -> None:
         """Keep a record with the group, for as long as it exists: at most 64 KiB (ValueRefused beyond)."""
         core.set_attribute(self._v2, self._layout.attribute, record)
+
+
+def _any(*values: float | None) -> bool:
+    """Whether anything is limited: lifting what was never set needs no twin."""
+    return any(value not in (None, UNLIMITED) for value in values)

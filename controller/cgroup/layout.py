@@ -94,10 +94,18 @@ class Layout:
         if inner and mount == self.v2 and self.delegated:
             self.enable_below(path)
 
-    def make_all(self, mount: str, relative: str) -> None:
-        """The directory and its missing parents; those that are there stay. All of them are inner nodes."""
-        if not files.is_directory(f"{mount}/{relative}"):
-            self.make(mount, relative, inner=True)
+    def make_all(self, mount: str, relative: str) -> str | None:
+        """The directory and its missing parents; those that are there stay. All of them are inner nodes.
+
+        Returns the topmost that was missing, None when there was none.
+        """
+        if files.is_directory(f"{mount}/{relative}"):
+            return None
+        top, parent = relative, relative.rpartition("/")[0]
+        while len(top) > len(self.root) and not files.is_directory(f"{mount}/{parent}"):
+            top, parent = parent, parent.rpartition("/")[0]
+        self.make(mount, relative, inner=True)
+        return top
 
     def enable_below(self, path: str) -> None:
         """Give the groups below a v2 directory the tree's controllers."""

@@ -6,6 +6,9 @@ notifies, one eventfd for each group, all in one epoll descriptor. The event loo
 The kernel notifies of one file at most every 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV), and once after the last change: what
 comes and goes in between is not seen, what is true at the end is. A group that has been populated and is empty again by
 the time that we look is therefore told as EMPTY, though POPULATED never was.
+
+Refused forks notify on v2, and on v1 up to some kernel before 6.18 (tried: there pids.events counts and is silent): the
+counter is also read when the group has become empty, and whenever ``Watcher.check`` is called.
 """
 
 from __future__ import annotations
@@ -109,7 +112,6 @@ class Watcher:
             watch.populated, watch.frozen = state.populated, state.frozen
             self._add_memory(watch)
             if (pids := group.directory("pids")) is not None:
-                # pids.events counts since 4.7
                 self._notify(watch, f"{pids}/pids.events", self._look_pids)
                 watch.pids_max = group.pids_max_events()
         except CgroupFileError:
@@ -123,7 +125,16 @@ class Watcher:
         if (watch := self._watches.pop(group, None)) is not None:
             self._drop(watch)
 
+    def check(self, group: Group) -> None:
+        """Read the counters of a watched group now, and tell what has changed: for those that this host's kernel does
+        not notify of (module docstring), from a loop that samples anyway."""
+        if (watch := self._watches.get(group)) is not None:
+            self._look(watch, self._look_counters)
+
     def close(self) -> None:
+        """End all watches; may be called again."""
+        if self._epoll.closed:
+            return
         for group in list(self._watches):
             self.remove(group)
         self._loop.remove_reader(self._inotify)
@@ -235,9 +246,14 @@ class Watcher:
         if state.populated and not was_populated:
             self._tell(watch, GroupEventKind.POPULATED)
         elif not state.populated and (was_populated or not thawed_or_frozen):
-            if watch.memory is not None and watch.group.memory_is_v1():
-                self._look_memory(watch)  # the cause of an end comes before the end
+            self._look_counters(watch)  # the cause of an end comes before the end
             self._tell(watch, GroupEventKind.EMPTY)
+
+    def _look_counters(self, watch: _Watch) -> None:
+        if watch.memory is not None:
+            self._look_memory(watch)
+        if watch.pids_max is not None:
+            self._look_pids(watch)
 
     def _look_memory(self, watch: _Watch) -> None:
         before, watch.memory = watch.memory, watch.group.memory_events()

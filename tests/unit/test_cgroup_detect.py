@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import controller.cgroup
-from controller.cgroup import GroupBusy, KernelRefused, NotPermitted, NoUsableCgroups, Tree, ValueRefused
+from controller.cgroup import GroupBusy, KernelRefused, KnobMissing, NotPermitted, NoUsableCgroups, Tree, ValueRefused
 from controller.cgroup.detect import CgroupHost, classify, detect, has_magic, parse_mountinfo
 from controller.cgroup.errors import CgroupFileError, from_os
 from controller.cgroup.membership import home, parse_membership
@@ -84,7 +84,8 @@ def test_a_read_only_v1_controller_is_a_problem_and_not_used() -> None:
 
 
 def test_mountinfo_oddities() -> None:
-    odd = "nonsense\n1 2 3\n50 1 0:9 / /mnt/with\\040space rw - cgroup2 none rw\n60 1 0:7 / /proc rw - proc proc rw\n\xff\n"
+    odd = "nonsense\n1 2 3\n"
+    odd += "50 1 0:9 / /mnt/with\\040space rw - cgroup2 none rw\n60 1 0:7 / /proc rw - proc proc rw\n\xff\n"
     (mount,) = parse_mountinfo(odd)
     assert mount.path == Path("/mnt/with space")
     hidden = UNIFIED + "90 22 0:99 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"
@@ -125,15 +126,12 @@ def test_a_directory_that_is_no_cgroup_is_refused(tmp_path: Path) -> None:
     assert not has_magic(str(tmp_path / "absent"), 1)
 
 
-def test_no_privilege_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        detect()
-    except NoUsableCgroups as err:
-        assert err.remedy  # a machine without: that is what is asked for
-        return
+def test_no_privilege_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_args, **_kw: False)
-    with pytest.raises(NoUsableCgroups, match=r"not writable.*delegate"):
+    with pytest.raises(NoUsableCgroups) as caught:  # whatever this machine has: nothing of it is writable
         detect()
+    assert caught.value.remedy
+    assert "not writable" in str(caught.value) or "cgroup v2" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +185,7 @@ def test_paths_name_groups_and_strangers_are_none(tmp_path: Path) -> None:
         (errno.EROFS, NotPermitted),
         (errno.EINVAL, ValueRefused),
         (errno.EIO, KernelRefused),
+        (errno.EOPNOTSUPP, KnobMissing),
     ],
 )
 def test_errors_have_object_cause_and_remedy(number: int, kind: type[CgroupFileError]) -> None:
@@ -203,4 +202,4 @@ def test_errors_have_object_cause_and_remedy(number: int, kind: type[CgroupFileE
 def test_the_public_names() -> None:
     names = {n for n in vars(controller.cgroup) if not n.startswith("_")}
     modules = {p.stem for p in Path(controller.cgroup.__path__[0]).glob("*.py")}
-    assert names - modules == set(controller.cgroup.__all__)
+    assert names - (modules - {"detect"}) == set(controller.cgroup.__all__)

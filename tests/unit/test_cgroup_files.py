@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,8 @@ def test_refuses_and_names_the_file(parse: Callable[[bytes, str], Any], data: by
 @given(data=st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     for parse in {row[1] for row in GOOD}:
-        try:
+        with contextlib.suppress(FormatError):
             parse(data, "/group/file")
-        except FormatError as err:
-            assert err.path == "/group/file"
 
 
 def test_larger_files_than_expected_are_read_whole(tmp_path: Path) -> None:
