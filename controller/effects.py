@@ -1,4 +1,4 @@
-"""What the controller needs from outside, as small interfaces: the ledger, and whoever listens to changes.
+"""What the controller needs from outside, as small interfaces: the ledger, and whoever counts for metrics.
 
 Each has one real implementation (``agentd.ledger``) and one that records (``tests``). None of their methods may block:
 they are called on the path of a tool call.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
+from controller.model import CallId, CallState, CallView, Decision, Outcome, SessionId, SessionView, TenantView, Usage
 
 
 class Journal(Protocol):
@@ -26,6 +26,36 @@ class Journal(Protocol):
 
     def decision(self, decision: Decision, /) -> None: ...
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None: ...
+
+
+class Meter(Protocol):
+    """Counts what happens, for metrics. Times in seconds."""
+
+    def begun(self, tenant: str, seconds: float, *, queued_seconds: float | None = None) -> None: ...
+    def ended(self, tenant: str, outcome: Outcome) -> None: ...
+    def refused(self, tenant: str, code: str) -> None: ...
+    def decided(self, tenant: str, decision: Decision) -> None: ...
+    def event_handled(self, seconds: float) -> None:
+        """``seconds`` since the kernel stamped the event."""
+
+
+class NullMeter:
+    """Counts nothing."""
+
+    def begun(self, tenant: str, seconds: float, *, queued_seconds: float | None = None) -> None:
+        pass
+
+    def ended(self, tenant: str, outcome: Outcome) -> None:
+        pass
+
+    def refused(self, tenant: str, code: str) -> None:
+        pass
+
+    def decided(self, tenant: str, decision: Decision) -> None:
+        pass
+
+    def event_handled(self, seconds: float) -> None:
+        pass
 
 
 class NullJournal:

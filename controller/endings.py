@@ -142,7 +142,7 @@ class Endings:
                 log.warning("a call's last reading failed; the last sample stands", call=call.id, error=str(err))
         outcome = self._outcome(call, leftovers)
         call.outcome = outcome
-        shared.counters.ended[(call.tenant.name, outcome.reason.value)] += 1
+        shared.meter.ended(call.tenant.name, outcome)
         call.tenant.running -= 1
         shared.registry.retire(call)
         shared.journal.call_ended(call.view(), lambda: self._remove(call, _REMOVE_TRIES))

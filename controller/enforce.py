@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import time
@@ -38,6 +39,7 @@ from controller.cgroup import (
 from controller.kernelside import KernelSide
 from controller.leaf import Leaf, network_policy, usage_of
 from controller.model import (
+    AlreadyExists,
     CallId,
     ControllerError,
     Grant,
@@ -46,6 +48,7 @@ from controller.model import (
     SessionId,
     TenantId,
     TenantView,
+    Tripwire,
     Usage,
 )
 from controller.records import decode, encode
@@ -54,20 +57,37 @@ log = structlog.get_logger("corral.enforce")
 
 _ADOPT_PASSES = 16
 
+
+def lock_root(path: Path) -> int:
+    """An exclusive lock on the tree's root directory, held by the descriptor. Two daemons on one tree would each undo
+    what the other does; their configurations may differ in everything else. Raises AlreadyExists."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyExists(
+            f"another daemon runs on the cgroup tree {path}",
+            remedy="stop it (systemctl stop agentd), or give this one another cgroup.root",
+        ) from None
+    return descriptor
+
+
 OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
 """Loads the kernel side for a root directory of the v2 hierarchy. Raises BpfError when nothing of it can be had."""
 
 
 class Enforcer:
-    """See controller.backend.Backend. ``open_kernel`` None: without eBPF, as configured."""
+    """See controller.backend.Backend. ``tree`` may have been prepared already."""
 
-    def __init__(self, tree: Tree, open_kernel: OpenKernel | None) -> None:
+    def __init__(self, tree: Tree, open_kernel: OpenKernel) -> None:
         self._tree = tree
         self._open_kernel = open_kernel
         self._kernel: KernelSide | None = None
         self._missing: list[str] = [*tree.host.problems]
         self._watcher: Watcher | None = None
         self._listener: Listener | None = None
+        self._lock: int | None = None
         self._leaves: dict[CallId, Leaf] = {}
         self._by_cgroup: dict[int, Leaf] = {}
 
@@ -98,18 +118,16 @@ class Enforcer:
     def start(self, listener: Listener) -> Found:
         self._listener = listener
         self._missing += self._tree.prepare()
+        self._lock = lock_root(Path(self._tree.root.path))
         self._tree.enter_own_leaf()
         self._watcher = Watcher()
-        if self._open_kernel is None:
-            self._missing.append("eBPF is switched off: no brake, no network gates, fewer counters")
+        try:
+            self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)
+        except BpfError as err:
+            self._missing.append(f"no eBPF, and nothing that stands in for it: {err}")
         else:
-            try:
-                self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)
-            except BpfError as err:
-                self._missing.append(f"no eBPF: {err}")
-            else:
-                self._missing += self._kernel.problems
-                asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
+            self._missing += self._kernel.problems
+            asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
         for problem in self._missing:
             log.warning("this host cannot do everything", missing=problem)
         return self._find()
@@ -121,6 +139,9 @@ class Enforcer:
         if self._watcher is not None:
             self._watcher.close()
         self._tree.leave_own_leaf()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _find(self) -> Found:
         found = self._tree.find()
@@ -216,13 +237,7 @@ class Enforcer:
             group.oom_group(True)
             leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
             if self._kernel is not None:
-                self._kernel.register(
-                    leaf.cgroup_id,
-                    notify=grant.tripwire.notify,
-                    brake=grant.tripwire.brake,
-                    network=network_policy(intent),
-                    gpu=intent.gpu,
-                )
+                self._register(leaf, intent, grant.tripwire)
             self._know(leaf)
         except (ControllerError, BpfError) as err:
             group.delete()
@@ -230,6 +245,17 @@ class Enforcer:
                 raise ControllerError(f"the call cannot be watched: {err}", remedy="see corral doctor") from err
             raise
         return group.relative
+
+    def _register(self, leaf: Leaf, intent: Intent, tripwire: Tripwire) -> None:
+        if self._kernel is not None:
+            self._kernel.register(
+                leaf.cgroup_id,
+                notify=tripwire.notify,
+                brake=tripwire.brake,
+                network=network_policy(intent),
+                gpu=intent.gpu,
+                memory_cgroup=leaf.group.memory_id(),
+            )
 
     def _know(self, leaf: Leaf) -> None:
         self._leaves[leaf.ref.call_id] = leaf
@@ -245,18 +271,11 @@ class Enforcer:
         leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
         if self._kernel is not None and leaf.cgroup_id not in self._kernel.registered():
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
-            tripwire = record.call.grant.tripwire
-            self._kernel.register(
-                leaf.cgroup_id,
-                notify=tripwire.notify,
-                brake=tripwire.brake,
-                network=network_policy(record.call.intent),
-                gpu=record.call.intent.gpu,
-            )
+            self._register(leaf, record.call.intent, record.call.grant.tripwire)
         self._know(leaf)
 
-    def place(self, ref: CallRef, pid: int) -> None:
-        self._leaf(ref).group.move(pid)
+    def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
+        self._leaf(ref).group.move(pid, pidfd)
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         leaf = self._leaf(ref)
@@ -298,7 +317,10 @@ class Enforcer:
 
     def usage(self, ref: CallRef) -> Usage:
         leaf = self._leaf(ref)
-        counters = self._kernel.counters(leaf.cgroup_id) if self._kernel is not None else None
+        counters = None
+        if self._kernel is not None:
+            # a pass over the host's tasks is not needed for a leaf that has none
+            counters = self._kernel.counters(leaf.cgroup_id, live=leaf.group.populated())
         return usage_of(leaf.group.stat(), counters)
 
     def memory(self, ref: CallRef) -> int:
@@ -328,7 +350,7 @@ class Enforcer:
         except CgroupFileError:
             return KernelProof()
         refused = 0
-        if self._kernel is not None and (counters := self._kernel.counters(leaf.cgroup_id)) is not None:
+        if self._kernel is not None and (counters := self._kernel.counters(leaf.cgroup_id, live=False)):
             refused = counters.denied_connects
         own = tenant = host = 0
         memory = stat.memory
@@ -362,6 +384,8 @@ class Enforcer:
         leaf = self._leaf(ref)
         left = self._tree.left(ref.tenant_id, ref.session_id)
         moved: set[int] = set()
+        if self._kernel is not None:
+            self._kernel.settle(leaf.cgroup_id)  # what they used in the call stays the call's
         for _ in range(_ADOPT_PASSES):
             pids = leaf.group.pids()
             if not pids:

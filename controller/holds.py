@@ -42,8 +42,7 @@ class Holds:
 
     def braked(self, call: Call, pid: int, usage: int, threshold: int, latency: float) -> None:
         """The kernel stopped ``pid`` of this call ``latency`` seconds ago, at ``usage`` bytes."""
-        for observe in self._shared.counters.brake_event_seconds:
-            observe(latency)
+        self._shared.meter.event_handled(latency)
         if threshold != call.grant.tripwire.brake and _BRAKE not in call.held_by:
             # stopped under a threshold that has been raised since: the event was on its way
             self._shared.backend.resume(call.ref, pid)
@@ -54,7 +53,6 @@ class Holds:
         if not self._hold(call, _BRAKE):
             return
         call.brakes += 1
-        self._shared.counters.brakes += 1
         self._braked[call.id] = call
         self._shared.decide(
             call,
@@ -224,7 +222,5 @@ class Holds:
 
     def _end_hold(self, call: Call) -> None:
         if call.held_since is not None:
-            held = now() - call.held_since
-            call.held_seconds += held
-            self._shared.counters.held_seconds += held
+            call.held_seconds += now() - call.held_since
             call.held_since = None

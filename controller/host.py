@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from bpf import Feature
 from controller.backend import Backend, CallRef, Whose
 from controller.budgets import budgets
 from controller.config import HostConfig
 from controller.control import Control
-from controller.effects import Journal
+from controller.effects import Journal, Meter, NullMeter
 from controller.endings import Endings
 from controller.events import KernelEvents
 from controller.holds import Holds
@@ -70,9 +71,12 @@ class Host:
         reader: HostReader,
         *,
         known_tenants: Mapping[str, TenantId] | None = None,
+        features: Callable[[], Sequence[Feature]] = tuple,
+        meter: Meter | None = None,
     ) -> None:
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
+        self.features = features
         self.registry = Registry(keep_ended=config.keep_ended)
         self.hub = Hub()
         self.shared = Shared(
@@ -82,6 +86,7 @@ class Host:
             journal=journal,
             hub=self.hub,
             memory=self._memory,
+            meter=meter or NullMeter(),
         )
         self.endings = Endings(self.shared)
         self.holds = Holds(self.shared, self.endings.kill)
@@ -167,6 +172,7 @@ class Host:
                 remedy="leave it out",
             )
         ref = CallRef(session.tenant.id, session.id, new_call_id())
+        at = now()
         return Call(
             ref=ref,
             session=session,
@@ -179,7 +185,8 @@ class Host:
                 priority=session.tenant.priority if intent.priority is None else intent.priority,
                 enforced=self.shared.backend.enforces,
             ),
-            begun_at=now(),
+            begun_at=at,
+            asked_at=at,
         )
 
     def begin_now(self, call: Call) -> Wait | None:
@@ -199,7 +206,9 @@ class Host:
         try:
             await self.queue.turn(call, wait)
         except BaseException:
-            if not call.cgroup and call.outcome is None:
+            if call.cgroup:  # it began in the very moment in which its caller gave up
+                self.endings.main_exited(call, None)
+            else:
                 self.registry.drop(call)
                 self.sessions.close_if_idle(call.session)
             raise
@@ -235,7 +244,7 @@ class Host:
         if isinstance(answer, Wait):
             return answer
         if isinstance(answer, Refusal):
-            shared.counters.refused[answer.code] += 1
+            shared.meter.refused(tenant.name, answer.code)
             self._record_refusal(call, answer)
             if answer.unenforceable:
                 raise CannotEnforce(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
@@ -244,19 +253,19 @@ class Host:
             )
         call.grant = answer
         call.cgroup = shared.backend.add_call(call.ref, call.intent, answer)
-        call.queued = False
+        call.was_queued, call.queued = call.queued, False
         call.begun_at = now()
         self.registry.add_call(call)
         tenant.running += 1
-        shared.counters.begun[tenant.name] += 1
         if call.intent.deadline is not None:
             loop = asyncio.get_running_loop()
             call.timers.append(loop.call_later(call.intent.deadline, self._deadline, call))
         shared.journal.call_begun(call.view())
         shared.publish(call)
-        elapsed = time.perf_counter() - started
-        for observe in shared.counters.begin_seconds:
-            observe(elapsed)
+        waited = call.begun_at - call.asked_at
+        shared.meter.begun(
+            tenant.name, time.perf_counter() - started, queued_seconds=waited if call.was_queued else None
+        )
         return None
 
     def _record_refusal(self, call: Call, refusal: Refusal) -> None:
@@ -269,18 +278,27 @@ class Host:
             session_id=call.ref.session_id,
             evidence={},
         )
-        self.shared.counters.decisions[Action.REFUSE.value] += 1
+        self.shared.meter.decided(call.tenant.name, decision)
         self.shared.journal.decision(decision)
         self.hub.publish(decision)
 
-    def place(self, call: Call, pid: int, launcher_pid: int, tell_acted: Callable[[], None]) -> None:
-        """Moves a launcher's child, which waits, into the leaf. On an error the call is undone."""
+    def place(
+        self,
+        call: Call,
+        pid: int,
+        launcher_pid: int,
+        tell_acted: Callable[[], None],
+        *,
+        pidfd: int | None = None,
+    ) -> None:
+        """Moves a launcher's child, which waits, into the leaf. On an error the call is undone. With ``pidfd`` it is
+        made sure that no other process, of the same number, was moved in its place."""
         call.launcher = True
         call.main_pid = pid
         call.launcher_pid = launcher_pid
         call.tell_acted = tell_acted
         try:
-            self.shared.backend.place(call.ref, pid)
+            self.shared.backend.place(call.ref, pid, pidfd)
         except ControllerError:
             self.endings.main_exited(call, None)
             raise

@@ -98,8 +98,10 @@ class Call:
     command: str
     intent: Intent
     grant: Grant
-    begun_at: float
+    begun_at: float  # until it begins: when it was asked for
+    asked_at: float = 0.0
     queued: bool = False
+    was_queued: bool = False
     held_by: set[str] = field(default_factory=set)
     held_since: float | None = None
     held_seconds: float = 0.0

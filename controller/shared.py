@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
 from controller.backend import Backend, CallRecord
 from controller.config import HostConfig
-from controller.effects import Journal
+from controller.effects import Journal, Meter
 from controller.hub import Hub
 from controller.model import Action, ControllerError, Decision
 from controller.registry import Call, Registry, now
@@ -28,20 +27,6 @@ class HostMemory:
     available: int
 
 
-@dataclass(slots=True)
-class Counters:
-    """For metrics: monotonic since the daemon's start. Latencies are kept by whoever observes them."""
-
-    begun: Counter[str] = field(default_factory=Counter)  # by tenant
-    ended: Counter[tuple[str, str]] = field(default_factory=Counter)  # by tenant and reason
-    decisions: Counter[str] = field(default_factory=Counter)  # by action
-    brakes: int = 0
-    held_seconds: float = 0.0
-    refused: Counter[str] = field(default_factory=Counter)  # by code
-    begin_seconds: list[Callable[[float], None]] = field(default_factory=list)  # observers
-    brake_event_seconds: list[Callable[[float], None]] = field(default_factory=list)
-
-
 @dataclass(slots=True, kw_only=True)
 class Shared:
     config: HostConfig
@@ -50,7 +35,7 @@ class Shared:
     journal: Journal
     hub: Hub
     memory: Callable[[], HostMemory]
-    counters: Counters = field(default_factory=Counters)
+    meter: Meter
 
     def headroom(self) -> tuple[int, int]:
         """The host's memory, and what may be given away of it: available less the reserve. Bytes."""
@@ -73,7 +58,7 @@ class Shared:
         )
         if len(call.decisions) < _KEPT_DECISIONS:
             call.decisions.append(decision)
-        self.counters.decisions[action.value] += 1
+        self.meter.decided(call.tenant.name, decision)
         self.journal.decision(decision)
         self.hub.publish(decision)
         if call.tell_acted is not None and action is not Action.ADVISE:

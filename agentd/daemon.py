@@ -1,0 +1,325 @@
+"""The daemon: composes what the other modules are, in the order in which each needs the other, and takes it down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import grp
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agentd import __version__
+from agentd.api.errors import ApiServerError
+from agentd.api.history import LedgerHistory
+from agentd.api.identity import OPERATOR, parse_principal, tenant_principal
+from agentd.api.listen import Listener, TcpListener, UnixListener
+from agentd.api.server import ApiServer, ServerLimits
+from agentd.broker import Broker, BrokerError
+from agentd.config import Config, ConfigError, diff, effective, host_config, load, split_address
+from agentd.doctor import features
+from agentd.launchers import Launchers
+from agentd.ledger import Health, Ledger, LedgerError, LedgerReader, LedgerSettings, RetentionPolicy
+from agentd.log import set_level
+from agentd.metrics import Health as DaemonHealth
+from agentd.metrics import Metrics, MetricsError, MetricsServer
+from agentd.notify import Notifier
+from agentd.platform import CannotEnforceHere, choose_backend
+from bpf import BpfError, Feature
+from controller.backend import Backend
+from controller.cgroup import read_host
+from controller.host import Host
+from controller.model import CallId, CallState, CallView, ControllerError, Outcome, Reason, Snapshot, TenantId
+from controller.registry import now
+
+_log: Final = structlog.get_logger("corral.daemon")
+
+_WANTED_FILES: Final = 65_536  # descriptors: each running call holds a connection, a pidfd and on v1 an eventfd
+_GRACE: Final = 5.0  # seconds for requests under way when the daemon stops
+
+
+class HostFigures:
+    """controller.snapshot.HostReader, from /proc."""
+
+    def __init__(self) -> None:
+        self.kernel = os.uname().release
+        self.cpus = os.cpu_count() or 1
+
+    def memory(self) -> tuple[int, int]:
+        stat = read_host()
+        return stat.memory_total, stat.memory_available
+
+    def pressure(self, resource_name: str, /) -> float | None:
+        pressure = getattr(read_host(), f"{resource_name}_pressure")
+        return pressure.some_avg10 if pressure is not None else None
+
+
+class Daemon:
+    """One running daemon. ``path`` is the configuration file, for reloads."""
+
+    def __init__(self, config: Config, path: Path | None, overrides: dict[str, object]) -> None:
+        self._config = config
+        self._path = path
+        self._overrides = overrides
+        self._stopping = asyncio.Event()
+        self._notifier = Notifier.from_environment()
+        self._features: tuple[Feature, ...] = ()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broker: Broker | None = None
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises the errors of its parts when it cannot start; whatever had started is
+        stopped again then."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            _log.info(
+                "ready",
+                version=__version__,
+                mode=self._backend.mode,
+                broker=str(self._config.broker_socket),
+                api=str(self._config.operator_socket),
+            )
+            self._notifier.ready(self._status())
+            await self._stopping.wait()
+            self._notifier.stopping("stopping; tool calls go on")
+        _log.info("stopped; tool calls go on")
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        _raise_file_limit()
+        self._make_directories()
+        self._ledger = Ledger.open(
+            config.ledger_path,
+            settings=LedgerSettings(
+                retention=RetentionPolicy(max_age_days=config.ledger.max_age_days, max_bytes=config.ledger.max_size)
+            ),
+            on_trouble=_report_ledger,
+            wait_for_disk=False,
+        )
+        stack.push_async_callback(self._ledger.close)
+        known, begun = await asyncio.to_thread(self._read_ledger)
+        self._backend: Backend = choose_backend(config)
+        self._metrics = Metrics(
+            self._snapshot,
+            health=self._health,
+            version=__version__,
+            instance=config.daemon.instance,
+            per_call=config.metrics.per_call,
+        )
+        self._host = Host(
+            host_config(config),
+            self._backend,
+            self._ledger,
+            HostFigures(),
+            known_tenants=known,
+            features=lambda: self._features,
+            meter=self._metrics,
+        )
+        self._host.start()
+        stack.push_async_callback(self._host.stop)
+        self._close_lost(begun)
+        self._features = await asyncio.to_thread(features, self._backend.missing)
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+        if config.metrics.listen:
+            server = MetricsServer(self._metrics)
+            await server.start(*split_address(config.metrics.listen))
+            stack.push_async_callback(server.close)
+        self._broker = Broker(
+            config.broker_socket,
+            Launchers(self._host),
+            mode=config.broker.mode,
+            max_connections=config.broker.max_connections,
+            max_per_uid=config.broker.max_per_uid,
+            begin_timeout=config.broker.begin_timeout,
+        )
+        self._api = ApiServer(
+            self._host,
+            LedgerHistory(config.ledger_path),
+            tenant_uids=self._uids_of,
+            version=__version__,
+            limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
+        )
+        await self._api.start(self._listeners(config))
+        stack.push_async_callback(self._api.stop, grace=_GRACE)
+        await self._broker.start()
+        stack.push_async_callback(self._broker.close)
+        for coroutine in (self._notifier.watchdog(), self._metrics.watch_loop()):
+            stack.callback(asyncio.create_task(coroutine).cancel)
+
+    def _make_directories(self) -> None:
+        """State is the daemon's alone; the sockets' directory can be entered by all."""
+        for directory, mode in ((self._config.daemon.state_dir, 0o700), (self._config.daemon.runtime_dir, 0o755)):
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+
+    def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId]]:
+        with LedgerReader(self._config.ledger_path) as reader:
+            return {t.name: t.id for t in reader.tenants()}, [r.call.id for r in reader.open_calls()]
+
+    def _close_lost(self, begun: Sequence[CallId]) -> None:
+        """Calls that the ledger has as running and the tree no longer has: the host was rebooted, or somebody removed
+        their groups. How they ended is not known, and that is what is written."""
+        lost = [c for c in begun if c not in self._host.registry.calls]
+        if not lost:
+            return
+        with LedgerReader(self._config.ledger_path) as reader:
+            for call_id in lost:
+                record = reader.call(call_id)
+                if record is not None:
+                    self._ledger.call_ended(_lost(record.call), lambda: None)
+        _log.warning("calls of an earlier daemon ended unseen", calls=len(lost))
+
+    def _listeners(self, config: Config) -> list[Listener]:
+        listeners: list[Listener] = [
+            UnixListener(
+                path=config.operator_socket,
+                principal=OPERATOR,
+                mode=config.api.operator_mode,
+                gid=_gid(config.api.operator_group),
+            )
+        ]
+        if config.api.tenant_sockets:
+            listeners += [
+                UnixListener(
+                    path=config.tenant_socket(name), principal=tenant_principal(name), mode=0o660, gid=_gid(t.group)
+                )
+                for name, t in config.all_tenants.items()
+            ]
+        tcp = config.api.tcp
+        if tcp.listen and tcp.certificate and tcp.key and tcp.client_ca:
+            listeners.append(
+                TcpListener(
+                    address=tcp.listen,
+                    certificate=tcp.certificate,
+                    key=tcp.key,
+                    client_ca=tcp.client_ca,
+                    clients={name: parse_principal(text) for name, text in tcp.clients.items()},
+                )
+            )
+        return listeners
+
+    def _uids_of(self, tenant: str) -> frozenset[int]:
+        found = self._host.registry.by_name.get(tenant)
+        return found.uids if found is not None else frozenset()
+
+    # --- while it runs -----------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> Snapshot:
+        return self._host.snapshot()
+
+    def _health(self) -> DaemonHealth:
+        ledger = self._ledger.health
+        return DaemonHealth(
+            ledger_backlog=ledger.backlog,
+            ledger_writable=ledger.ok,
+            connections=self._broker.connections if self._broker is not None else 0,
+            problems=() if ledger.ok else (f"the ledger cannot be written: {ledger.error}",),
+        )
+
+    def _status(self) -> str:
+        calls = len(self._host.registry.calls)
+        what = "enforcing" if self._backend.enforces else "only observing: no limits"
+        return f"{what} ({self._backend.mode}); {calls} calls; {len(self._backend.missing)} things missing"
+
+    def _reload(self) -> None:
+        task = asyncio.ensure_future(self._reload_now())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload_now(self) -> None:
+        """SIGHUP. A wrong file changes nothing; what needs a restart is named."""
+        self._notifier.reloading("reloading the configuration")
+        try:
+            config = load(self._path, overrides=self._overrides)
+        except ConfigError as err:
+            _log.error("the configuration was not reloaded; the old one stays in force", error=str(err))
+        else:
+            changes = diff(self._config, config)
+            for key in changes.restart:
+                _log.warning("a change takes effect at the next restart only", key=key)
+            await self._apply(effective(self._config, config))
+            _log.info("configuration reloaded", changed=list(changes.live))
+        self._notifier.ready(self._status())
+
+    async def _apply(self, config: Config) -> None:
+        set_level(config.daemon.log_level)
+        self._metrics.per_call = config.metrics.per_call
+        self._host.reconfigure(host_config(config))
+        served = {str(listener) for listener in self._api.listeners()}
+        wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}
+        for name, listener in wanted.items():
+            if name not in served:
+                await self._api.add(listener)
+        self._config = config
+
+
+def start_errors() -> tuple[type[Exception], ...]:
+    """What a start may fail with, each with a text for the administrator."""
+    return (
+        ApiServerError,
+        BpfError,
+        BrokerError,
+        CannotEnforceHere,
+        ControllerError,
+        LedgerError,
+        MetricsError,
+        OSError,
+    )
+
+
+def _lost(call: CallView) -> CallView:
+    at = now()
+    outcome = Outcome(
+        call_id=call.id,
+        reason=Reason.UNKNOWN,
+        ended_at=at,
+        wait_status=None,
+        usage=call.usage,
+        wall_seconds=at - call.begun_at,
+        held_seconds=call.held_seconds,
+        decisions=(),
+        summary="The host was restarted, or the call's cgroup removed, while the call ran. How it ended is not known.",
+    )
+    return dataclasses.replace(call, state=CallState.ENDED, outcome=outcome)
+
+
+def _gid(name: str) -> int | None:
+    """None where no group is named, or the group does not exist: then root alone may connect, which is said."""
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        _log.warning("the group does not exist; only root can use its socket", group=name)
+        return None
+
+
+def _report_ledger(health: Health) -> None:
+    if health.ok:
+        _log.info("the ledger can be written again")
+    else:
+        _log.error("the ledger cannot be written; records wait in memory", error=health.error, waiting=health.backlog)
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < _WANTED_FILES:
+        _log.warning("few descriptors: about a third as many calls at once", limit=wanted)

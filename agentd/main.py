@@ -1,0 +1,92 @@
+"""``agentd``: the daemon's command line. Starts it, checks its configuration, or removes everything that it made."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from agentd import __version__
+from agentd.config import Config, ConfigError, load, parse_override
+
+DEFAULT_CONFIG: Final = Path("/etc/corral/corral.toml")
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: systemd shows it by name, and the unit does not restart on it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    path: Path | None = options.config
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    try:
+        overrides = dict(parse_override(text) for text in options.set)
+        config = load(path, overrides=overrides)
+    except ConfigError as err:
+        print(f"agentd: {err}", file=sys.stderr)
+        return EXIT_CONFIG
+    if options.check:
+        print(f"{path or 'the embedded defaults'}: correct")
+        return 0
+    if options.purge:
+        return _purge(config)
+    return _run(config, path, overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agentd",
+        description="Puts every tool call of every agent into a cgroup of its own, watches, limits and explains it.",
+    )
+    parser.add_argument("--version", action="version", version=f"agentd {__version__}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, else embedded defaults"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. daemon.mode=observe"
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--check", action="store_true", help="check the configuration and leave")
+    action.add_argument(
+        "--purge", action="store_true", help="end all calls, remove the cgroup tree and the pinned programs, and leave"
+    )
+    return parser
+
+
+def _run(config: Config, path: Path | None, overrides: dict[str, object]) -> int:
+    # heavy imports only once the configuration is known to be right
+    from agentd.daemon import Daemon, start_errors
+    from agentd.log import configure, get_logger
+
+    configure(level=config.daemon.log_level, form=config.daemon.log_format, instance=config.daemon.instance)
+    log = get_logger("corral.main")
+
+    async def run() -> None:
+        await Daemon(config, path, overrides).run()
+
+    try:
+        asyncio.run(run())
+    except start_errors() as err:
+        log.critical("cannot run", error=str(err))
+        print(f"agentd: {err}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _purge(config: Config) -> int:
+    from agentd.purge import PurgeError, purge
+
+    try:
+        for line in purge(config):
+            print(line)
+    except PurgeError as err:
+        print(f"agentd: {err}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

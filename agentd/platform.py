@@ -1,0 +1,50 @@
+"""Chooses what the daemon can do on this host: enforce, or only observe, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+from controller.netlink import NetlinkSide
+from controller.observe import Observer
+
+from agentd.config import Config
+from bpf import BpfError, Event, KernelSide
+from controller.backend import Backend
+from controller.cgroup import NoUsableCgroups, Tree, detect
+from controller.enforce import Enforcer
+from controller.kernelside import KernelSide as KernelSidePort
+
+_log: Final = structlog.get_logger("corral.platform")
+
+
+class CannotEnforceHere(Exception):
+    """daemon.mode is "enforce" and this host cannot."""
+
+
+def choose_backend(config: Config) -> Backend:
+    """Raises CannotEnforceHere."""
+    if config.daemon.mode == "observe":
+        return Observer(("daemon.mode is observe: no limits, no cgroups",))
+    try:
+        tree = Tree(detect(), config.cgroup.root)
+        tree.prepare()
+    except NoUsableCgroups as err:
+        if config.daemon.mode == "enforce":
+            raise CannotEnforceHere(f'daemon.mode is "enforce", but limits cannot be enforced here: {err}') from err
+        _log.warning("only observing: tool calls are watched, nothing is limited", cause=str(err))
+        return Observer((f"only observing, no limits: {err}",))
+    return Enforcer(tree, lambda root, on_event: open_kernel_side(config, root, on_event))
+
+
+def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], None]) -> KernelSidePort:
+    """eBPF where it is to be had, else the netlink stand-in (process connector and taskstats), else the BpfError."""
+    try:
+        if config.bpf.enabled:
+            return KernelSide.open(cgroup=root, pin_dir=config.bpf.pin_dir, on_event=on_event)
+        cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
+    except BpfError as err:
+        cause = err
+    return NetlinkSide.open(cgroup=root, on_event=on_event, because=cause)

@@ -1,0 +1,49 @@
+"""Ends all calls and removes what the daemon made in the kernel: its cgroup tree and its pinned programs and maps.
+
+The ledger stays. For uninstalling, tests and demonstrations; refused while a daemon runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from agentd.config import Config
+from bpf import BpfError, PinDir
+from controller.cgroup import NoUsableCgroups, Tree, detect
+from controller.enforce import lock_root
+from controller.model import AlreadyExists, ControllerError
+
+_PATIENCE: Final = 15.0  # seconds for processes to be gone
+
+
+class PurgeError(Exception):
+    pass
+
+
+def purge(config: Config) -> Iterator[str]:
+    """Yields a line for each thing removed. Raises PurgeError with what is in the way."""
+    try:
+        tree = Tree(detect(), config.cgroup.root)
+        existed = tree.root.exists()
+        if existed:
+            lock = lock_root(Path(tree.root.path))
+            try:
+                tree.remove_all(kill=True, timeout=_PATIENCE)
+            finally:
+                os.close(lock)
+            yield f"removed the cgroup tree {config.cgroup.root}"
+    except NoUsableCgroups:
+        pass  # then there is none of ours either
+    except AlreadyExists as err:
+        raise PurgeError(str(err)) from err
+    except ControllerError as err:
+        raise PurgeError(f"the cgroup tree {config.cgroup.root} could not be removed: {err}") from err
+    if config.bpf.pin_dir.exists():
+        try:
+            PinDir(config.bpf.pin_dir).remove_all()
+        except BpfError as err:
+            raise PurgeError(str(err)) from err
+        yield f"removed the pinned programs below {config.bpf.pin_dir}"
