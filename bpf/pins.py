@@ -23,13 +23,14 @@ DEFAULT_ROOT: Final = Path("/sys/fs/bpf")
 _BPFFS_MAGIC: Final = 0xCAFE4A11  # include/uapi/linux/magic.h
 
 
-def _on_bpffs(path: Path) -> bool:
+def on_file_system(path: Path, magic: int) -> bool:
+    """Whether ``path`` exists on a file system of that kind."""
     # struct statfs begins with f_type, a long on every 64-bit architecture that we serve.
     buffer = ctypes.create_string_buffer(256)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(os.fsencode(path), buffer):
         return False
-    return (ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF) == _BPFFS_MAGIC
+    return (ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF) == magic
 
 
 def _existing(path: Path) -> Path:
@@ -52,7 +53,7 @@ class PinDir:
             raise PinError(
                 f"{self.path}: a name with a dot", remedy="the bpf file system takes none: rename the instance"
             )
-        if not _on_bpffs(_existing(self.path)):
+        if not on_file_system(_existing(self.path), _BPFFS_MAGIC):
             if not self.path.is_relative_to(DEFAULT_ROOT):
                 raise PinError(
                     f"{self.path} is not on a bpf file system", remedy=f"use a directory below {DEFAULT_ROOT}"
