@@ -168,7 +168,7 @@ class BatchWriter:
             return 0
         if len(self._seqs) > _SEQS_KEPT:
             self._seqs.clear()
-        placed: list[tuple[int, float, CallState, Usage]] = []
+        placed: list[tuple[int, int, float, CallState, Usage]] = []
         for at, call_id, state, usage in samples:
             seq = self._seqs.get(call_id)
             if seq is None:
@@ -176,8 +176,8 @@ class BatchWriter:
                 if found is None:
                     continue
                 seq = self._seqs[call_id] = found[0]
-            placed.append((seq, at, state, usage))
+            placed.append((codec.slot_of(at), seq, at, state, usage))
         # In the order of the tree's leaves: neighbours share a page.
-        placed.sort(key=itemgetter(0, 1))
+        placed.sort(key=itemgetter(0, 1, 2))
         connection.executemany(_SAMPLE, [codec.sample_row(*item) for item in placed])
         return len(samples) - len(placed)

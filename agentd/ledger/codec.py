@@ -52,7 +52,9 @@ BEGUN: Final = (
 OUTCOME: Final = ("ended_at", "reason", "wait_status", "wall_seconds", "leftovers", "summary", "suggestions")
 ENDED: Final = (*BEGUN, *OUTCOME)
 DECISION: Final = ("at", "action", "policy", "reason", "tenant_id", "session_id", "call_id", "evidence")
-SAMPLE: Final = ("call", "at", "state", *SAMPLED)
+SAMPLE: Final = ("slot", "call", "at", "state", *SAMPLED)
+
+SLOT_SECONDS: Final = 10  # as in 0001_initial.sql
 
 # As in 0001_initial.sql. Thinning takes the maximum, so the more remarkable state has the larger number.
 STATE_NUMBER: Final = {
@@ -123,8 +125,12 @@ def decision_row(decision: Decision) -> Row:
     )
 
 
-def sample_row(call_seq: int, at: float, state: CallState, usage: Usage) -> Row:
-    return (call_seq, at, STATE_NUMBER[state], *_sampled_values(usage))
+def slot_of(at: float) -> int:
+    return int(at // SLOT_SECONDS)
+
+
+def sample_row(slot: int, call_seq: int, at: float, state: CallState, usage: Usage) -> Row:
+    return (slot, call_seq, at, STATE_NUMBER[state], *_sampled_values(usage))
 
 
 def tenant(row: sqlite3.Row, path: Path) -> TenantView:

@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from agentd.ledger import codec, schema
 from agentd.ledger.errors import LedgerMisuse
 from agentd.ledger.records import CallRecord, Sample, Total
 from controller.model import CallId, Decision, SessionId, SessionView, TenantId, TenantView
 
+_EVER: Final = -(1 << 52)  # seconds, or slots: before and after everything, exact as a float
+_NEVER: Final = 1 << 52
+# Seconds around a call's life in which its samples are looked for: the clock may have been set while it ran.
+_CLOCK_STEP: Final = 300
 _IDS_A_QUERY: Final = 500  # well below SQLite's limit of variables
 
 _CALLS: Final = (
@@ -136,39 +140,36 @@ class LedgerReader:
         limit: int = 100_000,
     ) -> list[Sample]:
         """By call, then by time, at most ``limit``. ``downsample``: at most so many points for each call (0: all), each
-        the maximum of every field over its share of the time that the samples span, so that no peak is lost."""
+        the maximum of every field over its share of the time that the samples span, so that no peak is lost.
+
+        With a call or session given, samples are looked for from 5 minutes before a call's begin to 5 minutes after
+        its end: none lies elsewhere unless the clock was set by more than that."""
         if downsample < 0:
             raise LedgerMisuse(self._path, f"downsample is {downsample}", "give a number of points, or 0 for all")
-        where = _Where()
-        where.add("x.call = (SELECT seq FROM calls WHERE id = ?)", call_id)
-        where.add("x.call IN (SELECT seq FROM calls WHERE session_id = ?)", session_id)
-        where.add("x.at >= ?", since)
-        where.add("x.at < ?", until)
-        names = ", ".join(f"x.{name}" for name in ("state", *codec.SAMPLED))
-        peaks = ", ".join(f"max(x.{name}) AS {name}" for name in ("state", *codec.SAMPLED))
+        source = _sample_source(call_id, session_id, since, until)
         with self._reading() as connection:
             if downsample:
                 first, last = connection.execute(
-                    f"SELECT min(x.at), max(x.at) FROM samples AS x{where}",  # noqa: S608
-                    where.values,
+                    f"{source.prefix} SELECT min(x.at), max(x.at) {source.rows}", source.values
                 ).fetchone()
                 if first is None:
                     return []
                 # The newest sample itself belongs to the last interval: without min() it would begin one more.
                 width = (last - first) / downsample or 1.0
+                peaks = ", ".join(f"max(x.{name}) AS {name}" for name in ("state", *codec.SAMPLED))
                 query = (
-                    f"SELECT c.id AS call_id, max(x.at) AS at, {peaks} "  # noqa: S608
-                    f"FROM samples AS x JOIN calls AS c ON c.seq = x.call{where} "
-                    "GROUP BY x.call, min(CAST((x.at - ?) / ? AS INTEGER), ?) ORDER BY x.call, 2 LIMIT ?"
+                    f"{source.prefix} SELECT c.id AS call_id, max(x.at) AS at, {peaks} {source.rows} "
+                    "GROUP BY c.seq, min(CAST((x.at - :first) / :width AS INTEGER), :points - 1) ORDER BY c.seq, 2 "
+                    "LIMIT :limit"
                 )
-                values: tuple[Value, ...] = (*where.values, first, width, downsample - 1, limit)
+                thin: dict[str, Value] = {"first": first, "width": width, "points": downsample}
             else:
+                names = ", ".join(f"x.{name}" for name in ("at", "state", *codec.SAMPLED))
                 query = (
-                    f"SELECT c.id AS call_id, x.at, {names} "  # noqa: S608
-                    f"FROM samples AS x JOIN calls AS c ON c.seq = x.call{where} ORDER BY x.call, x.at LIMIT ?"
+                    f"{source.prefix} SELECT c.id AS call_id, {names} {source.rows} ORDER BY c.seq, x.at LIMIT :limit"
                 )
-                values = (*where.values, limit)
-            rows = connection.execute(query, values).fetchall()
+                thin = {}
+            rows = connection.execute(query, {**source.values, **thin, "limit": limit}).fetchall()
         return [codec.sample(row, self._path) for row in rows]
 
     def tenants(self) -> list[TenantView]:
@@ -255,6 +256,52 @@ class LedgerReader:
                     self._connection.execute("ROLLBACK")
             except sqlite3.Error as err:
                 raise schema.explain(err, self._path) from err
+
+
+class _SampleSource(NamedTuple):
+    prefix: str
+    rows: str  # FROM ...: samples as x, their calls as c (seq, id)
+    values: dict[str, Value]
+
+
+def _sample_source(
+    call_id: CallId | None, session_id: SessionId | None, since: float | None, until: float | None
+) -> _SampleSource:
+    """Samples are clustered by slot of time, then by call: those of some calls are found slot by slot of its life."""
+    values: dict[str, Value] = {
+        "since": _EVER if since is None else since,
+        "until": _NEVER if until is None else until,
+        "first_slot": _EVER if since is None else codec.slot_of(since),
+        "last_slot": _NEVER if until is None else codec.slot_of(until),
+    }
+    within = "x.at >= :since AND x.at < :until"
+    if call_id is None and session_id is None:
+        rows = (
+            "FROM samples AS x JOIN calls AS c ON c.seq = x.call "
+            f"WHERE x.slot BETWEEN :first_slot AND :last_slot AND {within}"
+        )
+        return _SampleSource("", rows, values)
+    mine = []
+    if call_id is not None:
+        mine.append("id = :call_id")
+        values["call_id"] = call_id
+    if session_id is not None:
+        mine.append("session_id = :session_id")
+        values["session_id"] = session_id
+    prefix = f"""
+        WITH RECURSIVE life (seq, id, slot, last) AS (
+            SELECT seq, id,
+                   max(CAST((begun_at - {_CLOCK_STEP}) / {codec.SLOT_SECONDS} AS INTEGER), :first_slot,
+                       (SELECT min(slot) FROM samples)),
+                   min(CAST((coalesce(ended_at, {_NEVER}) + {_CLOCK_STEP}) / {codec.SLOT_SECONDS} AS INTEGER),
+                       :last_slot, (SELECT max(slot) FROM samples))
+            FROM calls WHERE {" AND ".join(mine)}
+            UNION ALL
+            SELECT seq, id, slot + 1, last FROM life WHERE slot < last
+        )"""  # noqa: S608
+    # CROSS JOIN: in this order, one seek a slot.
+    rows = f"FROM life AS c CROSS JOIN samples AS x ON x.slot = c.slot AND x.call = c.seq WHERE {within}"
+    return _SampleSource(prefix, rows, values)
 
 
 class _Where:

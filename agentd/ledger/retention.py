@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from agentd.ledger.codec import slot_of
+
 SAMPLES_A_STEP: Final = 2_000
 CALLS_A_STEP: Final = 100
 PAGES_A_STEP: Final = 500  # given back to the file system in one step; 2 MB at 4 KiB
 _AIM: Final = 0.9  # of max_bytes: below it by a tenth, so that the next record does not call for the next purge
+_END_OF_TIME: Final = 1 << 62  # a slot
 _DAY: Final = 86_400.0
 
 
@@ -87,21 +90,21 @@ class Retention:
     def _delete_samples(self, connection: sqlite3.Connection, before: float | None) -> bool:
         with _Transaction(connection):
             gone = connection.execute(
-                "DELETE FROM samples WHERE (call, at) IN "
-                "(SELECT call, at FROM samples WHERE ?1 IS NULL OR at < ?1 ORDER BY at LIMIT ?2)",
-                (before, SAMPLES_A_STEP),
+                "DELETE FROM samples WHERE (slot, call, at) IN "
+                "(SELECT slot, call, at FROM samples WHERE slot < ? ORDER BY slot, call, at LIMIT ?)",
+                (_END_OF_TIME if before is None else slot_of(before), SAMPLES_A_STEP),
             ).rowcount
         self.deleted_samples += gone
         return gone > 0
 
     def _delete_calls(self, connection: sqlite3.Connection, before: float | None) -> bool:
+        # Their samples have gone before them, but for those of the last slot; these are seen no more and go with it.
         with _Transaction(connection):
             old = connection.execute(
                 "SELECT seq, id FROM calls WHERE ended_at IS NOT NULL AND (?1 IS NULL OR ended_at < ?1) "
                 "ORDER BY ended_at LIMIT ?2",
                 (before, CALLS_A_STEP),
             ).fetchall()
-            connection.executemany("DELETE FROM samples WHERE call = ?", [(seq,) for seq, _ in old])
             connection.executemany("DELETE FROM decisions WHERE call_id = ?", [(call_id,) for _, call_id in old])
             connection.executemany("DELETE FROM calls WHERE seq = ?", [(seq,) for seq, _ in old])
         self.deleted_calls += len(old)

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentd.ledger import Ledger, LedgerDamagedRecord, LedgerMisuse, LedgerReader
+from agentd.ledger import Ledger, LedgerDamagedRecord, LedgerMisuse, LedgerReader, Sample
 from agentd.ledger import schema as ledger_schema
 from agentd.ledger.backlog import Batch, CallBegun, CallEnded
 from agentd.ledger.batch import BatchWriter
 from agentd.ledger.codec import BEGUN, DECISION, ENDED, SAMPLE, SESSION, STATE_NUMBER, TENANT
 from controller.effects import Journal
-from controller.model import CallState, Limits, Outcome, Usage
+from controller.model import CallId, CallState, Limits, Outcome, Usage
 from tests.unit.ledger_objects import T0, call, counting, decision, ended, nothing, session, tenant, usage
 
 
@@ -220,6 +220,41 @@ async def test_samples(ledger: Ledger, reader: LedgerReader) -> None:
     assert (braked.state, braked.memory_now, braked.cpu_usec) == (CallState.BRAKED, None, 0)
     assert len(reader.samples()) == 5
     assert reader.samples(limit=3) == samples[:3]
+
+
+async def test_samples_of_long_calls_among_others(ledger: Ledger, reader: LedgerReader) -> None:
+    run = session(tenant())
+    long, still = call(session_id=run.id, begun_at=T0 + 3), call(session_id=run.id, begun_at=T0 + 1_000)
+    other = call(begun_at=T0 + 5)
+    times = {long.id: [T0 + 3 + 7 * n for n in range(515)], still.id: [T0 + 1_000 + 61 * n for n in range(100)]}
+    times[long.id].append(T0 + 3_700)  # after its end, as the clock was set
+    for one in (long, still, other):
+        ledger.call_begun(one)
+    for call_id, moments in [*times.items(), (other.id, times[long.id])]:
+        for at in moments:
+            ledger.sample(at, call_id, CallState.RUNNING, Usage())
+    ledger.call_ended(ended(long, after=3_600.0), nothing)
+    await ledger.flush()
+
+    def found(samples: list[Sample]) -> list[tuple[str, float]]:
+        return [(sample.call_id, sample.at) for sample in samples]
+
+    def expected(*calls: CallId, since: float = 0.0, until: float = math.inf) -> list[tuple[str, float]]:
+        return [(call_id, at) for call_id in calls for at in times[call_id] if since <= at < until]
+
+    assert found(reader.samples(call_id=long.id)) == expected(long.id)
+    assert found(reader.samples(call_id=still.id)) == expected(still.id)
+    assert found(reader.samples(session_id=run.id)) == expected(long.id, still.id)
+    for since, until in [(T0 + 10, T0 + 10.5), (T0 + 999, T0 + 2_000), (T0 + 3_600, T0 + 1e6), (T0 - 9e5, T0 + 4)]:
+        assert found(reader.samples(call_id=long.id, since=since, until=until)) == expected(
+            long.id, since=since, until=until
+        )
+        everyone = found(reader.samples(since=since, until=until))
+        assert [pair for pair in everyone if pair[0] != other.id] == expected(
+            long.id, still.id, since=since, until=until
+        )
+    assert reader.samples(call_id=other.id, session_id=run.id) == []
+    assert {sample.call_id for sample in reader.samples(session_id=run.id, downsample=5)} == {long.id, still.id}
 
 
 async def test_a_sample_of_an_unknown_call_is_counted(ledger: Ledger, reader: LedgerReader) -> None:

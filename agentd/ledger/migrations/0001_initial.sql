@@ -27,7 +27,7 @@ CREATE INDEX sessions_by_time ON sessions (opened_at);
 CREATE INDEX sessions_by_tenant ON sessions (tenant_id, opened_at);
 
 CREATE TABLE calls (
-    seq        INTEGER PRIMARY KEY,     -- what samples refer to: shorter than the id
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,   -- what samples refer to: shorter than the id, never used again
     id         TEXT NOT NULL UNIQUE,
     tenant_id  TEXT NOT NULL,
     session_id TEXT NOT NULL,
@@ -106,8 +106,11 @@ CREATE INDEX decisions_by_call ON decisions (call_id, at) WHERE call_id IS NOT N
 CREATE INDEX decisions_by_session ON decisions (session_id, at) WHERE session_id IS NOT NULL;
 CREATE INDEX decisions_by_tenant ON decisions (tenant_id, at);
 
--- What plots need of a call over time, clustered by call.
+-- What plots need of a call over time. Clustered by slots of 10 s, then by call: what is written in one second lands on a few
+-- neighbouring pages however many calls are alive (clustered by call it would be a page for each), what is forgotten is one
+-- stretch at the front, and the samples of one call are one step per slot apart. A sample may outlive its call by a little.
 CREATE TABLE samples (
+    slot                INTEGER NOT NULL,   -- at / 10, rounded down
     call                INTEGER NOT NULL,   -- calls.seq
     at                  REAL NOT NULL,
     state               INTEGER NOT NULL,   -- 0 queued, 1 ended, 2 running, 3 frozen, 4 braked: the larger, the more worth seeing
@@ -126,7 +129,5 @@ CREATE TABLE samples (
     memory_stall_usec   INTEGER,
     cpu_stall_usec      INTEGER,
     io_stall_usec       INTEGER,
-    PRIMARY KEY (call, at)
+    PRIMARY KEY (slot, call, at)
 ) STRICT, WITHOUT ROWID;
-
-CREATE INDEX samples_by_time ON samples (at);
