@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from controller.cgroup import core, files, membership
 from controller.cgroup.cpu import CpuStat, parse_cpu_stat
-from controller.cgroup.errors import CgroupFileError, GroupExists, KnobMissing, NoSuchGroup
+from controller.cgroup.errors import CgroupFileError, GroupBusy, GroupExists, KnobMissing, NoSuchGroup
 from controller.cgroup.layout import Layout
 from controller.cgroup.memory import MemoryEvents
 from controller.cgroup.stat import FastStat, GroupStat
@@ -131,6 +131,10 @@ class Group:
         The v2 directory goes last, so that what could not be removed is still found by ``Tree.find``.
         """
         layout = self._layout
+        if recursive and self.exists() and self.populated():  # or empty groups would go before the busy one is met
+            raise GroupBusy(
+                self._v2, "processes are in it or below it", remedy="end or move them first; `pids(recursive=True)`"
+            )
         for mount in (*layout.lazy_in_use, *layout.eager, layout.v2):
             directory = f"{mount}/{self.relative}"
             if recursive:

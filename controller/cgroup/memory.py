@@ -35,7 +35,11 @@ class MemoryEvents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStat:
-    """Bytes and counts, of the group and its descendants (``events``: its own). ``peak`` is None before 5.19 on v2."""
+    """Bytes and counts, of the group and its descendants (``events``: its own). ``peak`` is None before 5.19 on v2.
+
+    ``current``, ``peak`` and ``events`` are exact. The others come from memory.stat, which the kernel brings up to date
+    every 2 s, or when 64 changes for each CPU have come together (mm/memcontrol.c: memcg_vmstats_needs_flush).
+    """
 
     current: int
     peak: int | None

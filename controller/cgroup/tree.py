@@ -279,31 +279,52 @@ class Tree:
         """Remove the whole tree from every hierarchy, with its processes when ``kill``. For uninstalling and tests.
 
         Waits for the processes to end, at most ``timeout`` seconds, and so must not be called on the event loop. The
-        caller itself is spared and moved back. Raises GroupBusy with what is left.
+        caller is spared: taken back to where ``enter_own_leaf`` found it, or, where that is the root itself or its own
+        leaf (a unit of systemd), left in its leaf, which stays with the root. Raises GroupBusy with what is left.
         """
-        self.leave_own_leaf()
         layout = self._layout
-        me = os.getpid()
-        deadline = time.monotonic() + timeout
-        if kill and self.root.exists():
-            if me in self.root.pids(recursive=True):
+        deadline = time.monotonic() + timeout if kill else 0.0
+        if self._before is not None and not self._came_from_here():
+            self.leave_own_leaf()
+        keep = False
+        if self.root.exists():
+            where = self.locate(os.getpid())
+            keep = where == self.own_leaf
+            if where is not None and not keep:
                 raise GroupBusy(
-                    self.root.path, "the calling process is in the tree", remedy="call from outside, or leave it first"
+                    where.path, "the calling process is in it", remedy="call from outside, or leave it first"
                 )
-            self.root.kill()
-            _wait_until_empty(self.root.path, deadline)
+        names = {name for mount in layout.mounts for name in files.subdirectories(f"{mount}/{layout.root}")}
+        if keep:
+            names.discard("agentd")
+        if kill:
+            for name in names:
+                _kill_below([f"{mount}/{layout.root}/{name}" for mount in layout.mounts], deadline)
         for mount in reversed(layout.mounts):
-            directory = f"{mount}/{layout.root}"
-            if not files.is_directory(directory):
-                continue
-            if kill and mount != layout.v2:
-                # what is in a twin but not in the v2 group: a process that something else moved
-                for pid in core.processes_below(directory):
-                    if pid != me:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
-            remove_tree(directory, deadline if kill else 0.0)
-        layout.lazy_in_use.clear()
+            for name in sorted(names):
+                remove_tree(f"{mount}/{layout.root}/{name}", deadline)
+            if not keep:
+                remove_tree(f"{mount}/{layout.root}", deadline)
+        layout.refresh_lazy()
+
+    def _came_from_here(self) -> bool:
+        """Whether ``enter_own_leaf`` found the process in the root or in its leaf already."""
+        layout = self._layout
+        found = membership.home(layout, layout.v2, self._before or {})
+        return found in (f"{self.root.path}/cgroup.procs", f"{self.own_leaf.path}/cgroup.procs")
+
+
+def _kill_below(directories: list[str], deadline: float) -> None:
+    """End what is in a group (its directories, v2 first); also what something else has moved into a twin alone."""
+    v2, *twins = directories
+    if files.is_directory(v2):
+        core.kill(v2)
+        _wait_until_empty(v2, deadline)
+    for twin in twins:
+        if files.is_directory(twin):
+            for pid in core.processes_below(twin):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def remove_tree(directory: str, deadline: float = 0.0) -> None:
