@@ -92,8 +92,9 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     try:
         _configure(connection, path)
         _migrate(connection, path)
-        # A directory or file that takes no writes shows only when the log is first written: ask now.
+        # A file that takes no writes shows only with the first one (BEGIN IMMEDIATE is content with a read): ask now.
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {version()}")
         connection.execute("ROLLBACK")
     except sqlite3.Error as err:
         connection.close()
