@@ -39,7 +39,7 @@ from controller.model import (
 )
 
 TenantUids = Callable[[str], frozenset[int]]
-"""The uids that may open sessions of a tenant; empty: any. Asked for each OpenSession, so that a reload counts."""
+"""The uids whose processes may use sessions of a tenant. Asked for each OpenSession, so that a reload counts."""
 
 _log: Final = structlog.get_logger("corral.api")
 
@@ -59,8 +59,8 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
             tenant = self._tenant_of_new_session(principal, request.tenant)
             view, token = self._host.open_session(
                 tenant=tenant,
-                name=check_text("name", request.name),
-                uid=self._uid_of_new_session(tenant, request),
+                name=check_text("name", request.name, validate.MAX_SESSION_NAME),
+                uid=self._uid_of_new_session(principal, tenant, request),
                 labels=validate.labels(request.labels),
             )
             return pb.OpenSessionResponse(session=session_to_proto(view), token=token)
@@ -82,24 +82,25 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
             )
         return principal.name
 
-    def _uid_of_new_session(self, tenant: str, request: pb.OpenSessionRequest) -> int:
-        """A token is good for processes of one user. None is guessed: root's would let an agent move root's."""
-        allowed = self._tenant_uids(tenant)
+    def _uid_of_new_session(self, principal: Principal, tenant: str, request: pb.OpenSessionRequest) -> int:
+        """A token is good for processes of one user, and its holder may attach that user's processes. So a tenant may
+        give only uids that are listed as its own, and none is guessed: root least of all."""
+        listed = self._tenant_uids(tenant)
         if not request.HasField("uid"):
-            if len(allowed) == 1:
-                return next(iter(allowed))
+            if len(listed) == 1:
+                return next(iter(listed))
             raise InvalidRequest(
-                f"is missing, and tenant {tenant!r} has {len(allowed) or 'no'} users listed",
+                f"is missing, and tenant {tenant!r} has {len(listed) or 'no'} users listed",
                 field="uid",
                 remedy="give the uid whose processes will use the session",
             )
         uid = validate.uid(request.uid)
-        if allowed and uid not in allowed:
+        if principal.kind is not Kind.OPERATOR and uid not in listed:
             raise InvalidRequest(
-                f"{uid} may not open sessions of tenant {tenant!r}",
+                f"{uid} is not listed as a user of tenant {tenant!r}",
                 field="uid",
                 value=str(uid),
-                remedy="give a uid of the tenant; the operator lists them in the configuration",
+                remedy=f"give one of its uids; the operator lists them in [tenants.{tenant}]",
             )
         return uid
 
@@ -146,8 +147,21 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
             pid = validate.pid(request.pid)
             uid = None if principal.kind is Kind.OPERATOR else self._host.session(call.session_id).uid
             with same_process(pid, uid=uid):
+                if uid is not None:
+                    self._refuse_process_of_other_session(call, pid)
                 self._host.attach(call.id, pid)
             return pb.AttachProcessResponse()
+
+    def _refuse_process_of_other_session(self, call: CallView, pid: int) -> None:
+        """Two sessions may be of one user; taking a process out of the other's call would take it out of its limits."""
+        present = self._host.whose(pid).session_id
+        if present is not None and present != call.session_id:
+            raise NotAllowed(
+                "belongs to another session",
+                field="pid",
+                value=str(pid),
+                remedy="attach a process that this session's agent started",
+            )
 
     async def UpdateIntent(self, request: pb.UpdateIntentRequest, context: Context) -> pb.UpdateIntentResponse:
         async with answering(context, "UpdateIntent"):

@@ -382,5 +382,5 @@ def sample_to_proto(sample: SampleView) -> pb.Sample:
 
 def feature_to_proto(feature: FeatureView) -> pb.Feature:
     return pb.Feature(
-        name=feature.name, found=feature.found, detail=feature.detail, cost=feature.cost, remedy=feature.remedy
+        name=feature.name, found=bool(feature.found), detail=feature.detail, cost=feature.cost, remedy=feature.remedy
     )

@@ -19,7 +19,7 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, answering
 from agentd.api.identity import Access
-from agentd.api.ports import HistoryPort, HistoryQuery, HostPort
+from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort
 from agentd.api.streams import MAX_OPERATOR_STREAMS, StreamLimit, Tick, close_with, merged
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc
@@ -29,10 +29,13 @@ from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwir
 class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
     """Of one listener. Every method asks first whether an operator is calling."""
 
-    def __init__(self, host: HostPort, history: HistoryPort, access: Access, *, version: str) -> None:
+    def __init__(
+        self, host: HostPort, history: HistoryPort, access: Access, *, features: Features, version: str
+    ) -> None:
         self._host = host
         self._history = history
         self._access = access
+        self._features = features
         self._version = version
         self._streams = StreamLimit(MAX_OPERATOR_STREAMS)
 
@@ -136,7 +139,7 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
     async def Doctor(self, request: pb.DoctorRequest, context: Context) -> pb.DoctorResponse:
         async with answering(context, "Doctor"):
             self._access.operator(context)
-            return pb.DoctorResponse(features=[feature_to_proto(feature) for feature in self._host.features()])
+            return pb.DoctorResponse(features=[feature_to_proto(feature) for feature in self._features()])
 
 
 def _tripwire(request: pb.SetLimitsRequest, now: Tripwire) -> Tripwire:

@@ -1,15 +1,16 @@
 """What the servicers need from the rest of the daemon, as small interfaces.
 
 ``HostPort`` is ``controller.host.Host``, ``HistoryPort`` is ``agentd.api.history.LedgerHistory``; the tests bring
-recording ones. Methods raise the exceptions of ``controller.model.errors`` and nothing else on purpose.
+others, which record. Methods raise the exceptions of ``controller.model.errors`` and nothing else on purpose.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from controller.backend import Whose
 from controller.model import (
     Budget,
     CallId,
@@ -36,7 +37,7 @@ class FeatureView(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def found(self) -> bool: ...
+    def found(self) -> bool | None: ...  # None: cannot be known; told as not found, with the reason in ``detail``
     @property
     def detail(self) -> str: ...
     @property
@@ -73,6 +74,9 @@ class HostPort(Protocol):
         """May wait in the queue; when cancelled, nothing of the call is left."""
 
     def attach(self, call_id: CallId, pid: int) -> None: ...
+    def whose(self, pid: int) -> Whose:
+        """Session and call of a process, by its cgroup."""
+
     def update_intent(self, call_id: CallId, intent: Intent) -> CallView: ...
     async def end(self, call_id: CallId, wait_status: int | None) -> Outcome: ...
     def call(self, call_id: CallId) -> CallView:
@@ -91,7 +95,6 @@ class HostPort(Protocol):
     async def freeze(self, target: str, *, by: str) -> list[CallId]: ...
     async def thaw(self, target: str, *, by: str) -> list[CallId]: ...
     async def kill(self, target: str, *, by: str) -> list[CallId]: ...
-    def features(self) -> Sequence[FeatureView]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,10 @@ class HistoryPage:
     calls: Sequence[CallView] = ()
     decisions: Sequence[Decision] = ()
     samples: Sequence[SampleView] = ()
+
+
+Features = Callable[[], Sequence[FeatureView]]
+"""What the probe found, for Doctor."""
 
 
 class HistoryPort(Protocol):

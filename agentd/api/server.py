@@ -17,7 +17,7 @@ from agentd.api.errors import ListenError
 from agentd.api.identity import Access, always, by_certificate
 from agentd.api.listen import BoundSocket, Listener, UnixListener, bind_tcp, bind_unix
 from agentd.api.operators import OperatorServicer
-from agentd.api.ports import HistoryPort, HostPort
+from agentd.api.ports import Features, HistoryPort, HostPort
 from agentd.proto.corral.v1 import corral_pb2, corral_pb2_grpc
 
 SERVICES: Final = tuple(service.full_name for service in corral_pb2.DESCRIPTOR.services_by_name.values())
@@ -72,13 +72,18 @@ class ApiServer:
         host: HostPort,
         history: HistoryPort,
         *,
+        features: Features,
         tenant_uids: TenantUids,
         version: str,
         limits: ServerLimits | None = None,
     ) -> None:
-        """``tenant_uids``: the uids that may open sessions of a tenant (empty: any uid). ``version``: the daemon's."""
+        """``features``: what the probe found. ``tenant_uids``: whose processes may use a tenant's sessions (asked for
+        each OpenSession, so that a reload counts; empty: only operators open its sessions here). ``version``: the
+        daemon's.
+        """
         self._host = host
         self._history = history
+        self._features = features
         self._tenant_uids = tenant_uids
         self._version = version
         self._limits = limits or ServerLimits()
@@ -105,7 +110,7 @@ class ApiServer:
         access = Access(self._host, identify)
         corral_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(self._host, access, self._tenant_uids), server)
         corral_pb2_grpc.add_OperatorServiceServicer_to_server(
-            OperatorServicer(self._host, self._history, access, version=self._version), server
+            OperatorServicer(self._host, self._history, access, features=self._features, version=self._version), server
         )
         prober = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(prober, server)

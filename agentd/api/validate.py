@@ -10,8 +10,9 @@ from typing import Final
 from controller.model import CallId, InvalidRequest, SessionId, check_text, is_id, is_name
 from controller.model.intent import MAX_PIDS
 
-MAX_LABELS: Final = 32
-MAX_LABEL_KEY: Final = 63
+MAX_SESSION_NAME: Final = 128  # characters
+MAX_LABELS: Final = 16
+MAX_LABEL_KEY: Final = 64
 MAX_ARGUMENTS: Final = 4096
 MAX_ARGUMENT_BYTES: Final = 131_072  # of all together; the kernel's own limit for one argument (MAX_ARG_STRLEN)
 MAX_UID: Final = 0xFFFF_FFFE  # (uid_t) -1 is no user

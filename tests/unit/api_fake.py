@@ -14,6 +14,7 @@ from agentd.api.identity import OPERATOR, tenant_principal
 from agentd.api.listen import Listener, UnixListener
 from agentd.api.ports import HistoryPage, HistoryQuery
 from agentd.api.server import ApiServer, ServerLimits
+from controller.backend import Whose
 from controller.hub import Hub, Subscription
 from controller.model import (
     Action,
@@ -115,9 +116,10 @@ class FakeHost:
         self.sessions: dict[SessionId, SessionView] = {}
         self.calls: dict[CallId, CallView] = {}
         self.tokens: dict[str, SessionId] = {}
+        self.processes: dict[int, Whose] = {}
         self.asked: list[Any] = []
         self.fail: BaseException | None = None
-        self.queued = asyncio.Event()  # set when a begin waits
+        self.queued = asyncio.Semaphore(0)  # released by each begin that waits
         self.admit: asyncio.Event | None = None  # a begin waits for it
         self.begin_cancelled = asyncio.Event()
         self.subscriptions: list[Subscription] = []
@@ -162,7 +164,7 @@ class FakeHost:
     ) -> CallView:
         self._record("begin", session_id, intent, list(argv), parent_id)
         if self.admit is not None:
-            self.queued.set()
+            self.queued.release()
             try:
                 await self.admit.wait()
             except asyncio.CancelledError:
@@ -172,6 +174,9 @@ class FakeHost:
 
     def attach(self, call_id: CallId, pid: int) -> None:
         self._record("attach", call_id, pid)
+
+    def whose(self, pid: int) -> Whose:
+        return self.processes.get(pid, Whose())
 
     def update_intent(self, call_id: CallId, intent: Intent) -> CallView:
         self._record("update_intent", call_id, intent)
@@ -244,8 +249,9 @@ class FakeHost:
         self._record("kill", target, by)
         return list(self.calls)
 
-    def features(self) -> list[Feature]:
-        return [Feature("tripwire", False, "no BTF", "no brake in the kernel", "boot a kernel with BTF")]
+
+def features() -> list[Feature]:
+    return [Feature("tripwire", False, "no BTF", "no brake in the kernel", "boot a kernel with BTF")]
 
 
 class FakeHistory:
@@ -281,7 +287,12 @@ async def serve(
     host.add_tenant("umbrella")
     uids = {"acme": frozenset({1000}), "umbrella": frozenset({2000, 2001})}
     server = ApiServer(
-        host, history, tenant_uids=lambda tenant: uids.get(tenant, frozenset()), version="1.2.3", limits=limits
+        host,
+        history,
+        features=features,
+        tenant_uids=lambda tenant: uids.get(tenant, frozenset()),
+        version="1.2.3",
+        limits=limits,
     )
     paths = {name: directory / f"{name}.sock" for name in ("operator", "acme", "umbrella", "anyone")}
     await server.start(

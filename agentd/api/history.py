@@ -1,0 +1,77 @@
+"""The ledger behind History: read in a thread, because it blocks on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields
+from typing import Final
+
+from agentd.api.ports import HistoryPage, HistoryQuery, SampleView
+from agentd.ledger import LedgerError, LedgerReader, Sample
+from controller.model import ControllerError, Decision, Usage
+
+MAX_SAMPLES: Final = 100_000  # of one answer: some 15 MB
+
+_COUNTED: Final = tuple(
+    field.name for field in fields(Usage) if field.name in {sampled.name for sampled in fields(Sample)}
+)
+
+
+class LedgerHistory:
+    """A HistoryPort. A fault of the ledger becomes a ControllerError with its file, cause and remedy."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+
+    async def history(self, query: HistoryQuery) -> HistoryPage:
+        return await asyncio.to_thread(self._read, query)
+
+    def _read(self, query: HistoryQuery) -> HistoryPage:
+        try:
+            calls = [
+                record.call
+                for record in self._reader.calls(
+                    since=query.since,
+                    until=query.until,
+                    tenant_name=query.tenant or None,
+                    session_id=query.session_id,
+                    call_id=query.call_id,
+                    limit=query.limit,
+                )
+            ]
+            decisions = self._decisions(query) if query.with_decisions else []
+            samples: list[Sample] = []
+            if query.with_samples:
+                for call in calls:
+                    samples += self._reader.samples(call_id=call.id, limit=MAX_SAMPLES - len(samples))
+                    if len(samples) >= MAX_SAMPLES:
+                        break
+        except LedgerError as err:
+            raise ControllerError(f"ledger {err.path}: {err.cause}", remedy=err.remedy) from err
+        return HistoryPage(calls=calls, decisions=decisions, samples=[_sample(sample) for sample in samples])
+
+    def _decisions(self, query: HistoryQuery) -> list[Decision]:
+        """Of the time and the objects asked for; those about a session or a tenant as a whole are among them."""
+        if not query.tenant:
+            return self._reader.decisions(
+                since=query.since, until=query.until, session_id=query.session_id, call_id=query.call_id
+            )
+        # a name that was used again has had several ids
+        found = [
+            decision
+            for tenant in self._reader.tenants()
+            if tenant.name == query.tenant
+            for decision in self._reader.decisions(
+                since=query.since,
+                until=query.until,
+                tenant_id=tenant.id,
+                session_id=query.session_id,
+                call_id=query.call_id,
+            )
+        ]
+        return sorted(found, key=lambda decision: decision.at)
+
+
+def _sample(sample: Sample) -> SampleView:
+    usage = Usage(**{name: getattr(sample, name) for name in _COUNTED})
+    return SampleView(at=sample.at, call_id=sample.call_id, state=sample.state, usage=usage)
