@@ -123,7 +123,6 @@ class Daemon:
             self._ledger,
             HostFigures(),
             known_tenants=known,
-            features=lambda: self._features,
             meter=self._metrics,
         )
         self._host.start()
@@ -148,9 +147,12 @@ class Daemon:
             max_per_uid=config.broker.max_per_uid,
             begin_timeout=config.broker.begin_timeout,
         )
+        reader = LedgerReader(config.ledger_path)
+        stack.callback(reader.close)
         self._api = ApiServer(
             self._host,
-            LedgerHistory(config.ledger_path),
+            LedgerHistory(reader),
+            features=lambda: self._features,
             tenant_uids=self._uids_of,
             version=__version__,
             limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
@@ -260,7 +262,7 @@ class Daemon:
         set_level(config.daemon.log_level)
         self._metrics.per_call = config.metrics.per_call
         self._host.reconfigure(host_config(config))
-        served = {str(listener) for listener in self._api.listeners()}
+        served = {str(listener) for listener in self._api.listeners}
         wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}
         for name, listener in wanted.items():
             if name not in served:

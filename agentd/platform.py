@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from controller.netlink import NetlinkSide
-from controller.observe import Observer
 
 from agentd.config import Config
 from bpf import BpfError, Event, KernelSide
@@ -27,7 +25,7 @@ class CannotEnforceHere(Exception):
 def choose_backend(config: Config) -> Backend:
     """Raises CannotEnforceHere."""
     if config.daemon.mode == "observe":
-        return Observer(("daemon.mode is observe: no limits, no cgroups",))
+        return _observer("daemon.mode is observe: no limits, no cgroups")
     try:
         tree = Tree(detect(), config.cgroup.root)
         tree.prepare()
@@ -35,7 +33,7 @@ def choose_backend(config: Config) -> Backend:
         if config.daemon.mode == "enforce":
             raise CannotEnforceHere(f'daemon.mode is "enforce", but limits cannot be enforced here: {err}') from err
         _log.warning("only observing: tool calls are watched, nothing is limited", cause=str(err))
-        return Observer((f"only observing, no limits: {err}",))
+        return _observer(f"only observing, no limits: {err}")
     return Enforcer(tree, lambda root, on_event: open_kernel_side(config, root, on_event))
 
 
@@ -47,4 +45,12 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
         cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
     except BpfError as err:
         cause = err
+    from controller.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for
+
     return NetlinkSide.open(cgroup=root, on_event=on_event, because=cause)
+
+
+def _observer(why: str) -> Backend:
+    from controller.observe import Observer  # likewise psutil
+
+    return Observer((why,))

@@ -216,8 +216,9 @@ class KernelSide:
 
     # Counters ------------------------------------------------------------------------------------------------------
 
-    def counters(self, cgroup_id: int) -> Counters | None:
-        """Of one call, its live tasks included; None for a group that is not registered.
+    def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
+        """Of one call, its live tasks included; None for a group that is not registered. ``live`` False: of those that
+        have ended alone, which needs no pass over the tasks of the host.
 
         Read again when a task of the call ended meanwhile; a call whose tasks end all the time may lack, in one
         reading, those that ended during it. Values never fall from one reading to the next.
@@ -232,12 +233,14 @@ class KernelSide:
             harvested = self._sum_cpus(array("Q", raw), 0)
             if self._tasks is None:
                 return layout.counters_from(harvested, harvested)
+            if not live:
+                return self._combined(cgroup_id, harvested, (0,) * layout.N_USAGE)
             self._run_pass()
-            live = self._live.get(key)
+            row = self._live.get(key)
             again = self._counters.get(key)
             if again is None or attempt == _RETRIES or self._sum_cpus(array("Q", again), 0)[-1] == harvested[-1]:
                 break
-        return self._combined(cgroup_id, harvested, self._live_usage(live))
+        return self._combined(cgroup_id, harvested, self._live_usage(row))
 
     def all_counters(self) -> dict[int, Counters]:
         """Of every registered call: one pass over the host's tasks and one batch read of each map."""

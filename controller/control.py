@@ -14,15 +14,18 @@ from controller.model import (
     CallId,
     CallView,
     ControllerError,
+    Grant,
     Intent,
     InvalidRequest,
     Limits,
     NotFound,
     Reason,
+    SessionId,
+    TenantId,
     Tripwire,
     WrongState,
 )
-from controller.policy.grant import Grant, Refusal, Room, decide
+from controller.policy.grant import Refusal, Room, decide
 from controller.policy.text import human_bytes
 from controller.registry import Call, Session, Tenant
 from controller.sessions import Sessions
@@ -42,10 +45,14 @@ class Control:
 
     def _find(self, target: str) -> Call | Session | Tenant:
         registry = self._shared.registry
-        for table in (registry.calls, registry.sessions, registry.tenants, registry.by_name):
-            found: Call | Session | Tenant | None = table.get(target)  # type: ignore[attr-defined]  # keys are all str
-            if found is not None:
-                return found
+        found: Call | Session | Tenant | None = (
+            registry.calls.get(CallId(target))
+            or registry.sessions.get(SessionId(target))
+            or registry.tenants.get(TenantId(target))
+            or registry.by_name.get(target)
+        )
+        if found is not None:
+            return found
         raise NotFound(
             f"no live call, open session or tenant {target[:80]!r}",
             field="target",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from bpf import Feature
 from controller.backend import Backend, CallRef, Whose
 from controller.budgets import budgets
 from controller.config import HostConfig
@@ -71,12 +70,10 @@ class Host:
         reader: HostReader,
         *,
         known_tenants: Mapping[str, TenantId] | None = None,
-        features: Callable[[], Sequence[Feature]] = tuple,
         meter: Meter | None = None,
     ) -> None:
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
-        self.features = features
         self.registry = Registry(keep_ended=config.keep_ended)
         self.hub = Hub()
         self.shared = Shared(

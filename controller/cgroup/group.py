@@ -234,12 +234,14 @@ class Group:
 
     # -- processes
 
-    def move(self, pid: int) -> None:
+    def move(self, pid: int, pidfd: int | None = None) -> None:
         """Move a process (all of its threads) into the group, in every hierarchy.
 
-        When that fails half way, it is taken back to where it was. Raises NoSuchProcess, NoSuchGroup, NotPermitted.
+        When that fails half way, it is taken back to where it was. ``pidfd`` of the process: the kernel moves by number,
+        so should the process have ended and its number belong to another by then, that one is taken back, too. Raises
+        NoSuchProcess, NoSuchGroup, NotPermitted.
         """
-        membership.move(self._layout, self.relative, pid)
+        membership.move(self._layout, self.relative, pid, pidfd)
 
     def pids(self, *, recursive: bool = False) -> list[int]:
         """Processes of the group (and of those below it). They may be gone when this returns."""
@@ -316,6 +318,11 @@ class Group:
             return None
         mount, memory = self._layout.memory
         return memory.events(f"{mount}/{self.relative}")
+
+    def memory_id(self) -> int | None:
+        """The inode number of the group's directory in the hierarchy of the memory controller; None without one."""
+        directory = self.directory("memory")
+        return files.inode(directory) if directory is not None else None
 
     def memory_is_v1(self) -> bool:
         return self._layout.memory is not None and self._layout.memory[0] != self._layout.v2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from typing import Final
 
 from controller.cgroup import core, files
@@ -14,7 +15,7 @@ from controller.cgroup.layout import Layout
 _PASSES: Final = 64
 
 
-def move(layout: Layout, relative: str, pid: int) -> None:
+def move(layout: Layout, relative: str, pid: int, pidfd: int | None = None) -> None:
     """Move a process, all of its threads, into the group ``relative``.
 
     All files are opened before the first write, and v2 comes last: it is what says where a process belongs. When a
@@ -28,7 +29,7 @@ def move(layout: Layout, relative: str, pid: int) -> None:
             path = nearest(layout, mount, relative) if mount in layout.lazy else f"{mount}/{relative}/cgroup.procs"
             opened.append((mount, path, files.open_for_writing(path)))
         # where it is now can only be asked before the first write
-        before = read_membership(pid) if len(opened) > 1 else {}
+        before = read_membership(pid) if len(opened) > 1 or pidfd is not None else {}
         done: list[str] = []
         for mount, path, fd in opened:
             try:
@@ -39,9 +40,21 @@ def move(layout: Layout, relative: str, pid: int) -> None:
                     _take_back(layout, pid, before, done, error)
                 raise error from err
             done.append(mount)
+        if pidfd is not None and _has_ended(pidfd):
+            ended = NoSuchProcess(
+                f"{layout.v2}/{relative}/cgroup.procs", "the process ended while it was moved", value=str(pid)
+            )
+            _take_back(layout, pid, before, done, ended)
+            raise ended
     finally:
         for _, _, fd in opened:
             os.close(fd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def nearest(layout: Layout, mount: str, relative: str) -> str:

@@ -97,7 +97,8 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
     # A call is let in on what it typically needs; what it may burst to is what the brake is for.
     need = typical if typical is not None else 0
     if room.enforced and need > room.host_available:
-        short = f"the call typically needs {human_bytes(need)}, the host has {human_bytes(max(0, room.host_available))} to give"
+        left = human_bytes(max(0, room.host_available))
+        short = f"the call typically needs {human_bytes(need)}, the host has {left} to give"
         if intent.on_pressure is OnPressure.WAIT and need <= room.host_total:
             return Wait(message=short)
         if not degrade:
