@@ -14,13 +14,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from agentd import wire
-from agentd.cli.errors import CliError, DaemonAway, NotFoundError, NotPermitted
+from agentd.cli.errors import CliError, DaemonAway, NotFoundError, NotPermitted, UsageError
 
 DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 MAX_PACKET: Final = 65_536
 ANSWER_WITHIN: Final = 10.0  # seconds; the broker answers in one or two milliseconds
-_PERMISSION_CODES: Final = frozenset({"not_allowed", "permission", "not_permitted", "NotAllowed"})
-_NOT_FOUND_CODES: Final = frozenset({"not_found", "NotFound"})
+# The daemon's refusals carry the name of its exception in snake case.
+_REFUSALS: Final[dict[str, type[CliError]]] = {
+    "not_allowed": NotPermitted,
+    "not_found": NotFoundError,
+    "invalid_request": UsageError,
+}
 
 
 def socket_path(option: str | None, environment: Mapping[str, str]) -> str:
@@ -35,8 +39,11 @@ def open_session(path: str, tenant: str, name: str) -> tuple[str, str]:
     return reply.session, reply.token
 
 
-def enter(path: str, *, session: str | None, token: str | None) -> None:
-    """Make this process an agent process of the session: what it execs and forks stays there. Raises CliError."""
+def enter(path: str, *, session: str | None = None, token: str | None = None) -> None:
+    """Make this process an agent process of the session: what it execs and forks stays there. Raises CliError.
+
+    Exactly one of ``session`` (its id; our uid must be its owner's) and ``token``.
+    """
     pidfd = os.pidfd_open(os.getpid())
     try:
         reply = _ask(path, wire.Enter(session=session, token=token), pidfd)
@@ -72,11 +79,7 @@ def _ask(path: str, message: wire.Message, *descriptors: int) -> wire.Message:
 
 
 def _refused(reply: wire.Refused) -> CliError:
-    if reply.code in _PERMISSION_CODES:
-        return NotPermitted(reply.message)
-    if reply.code in _NOT_FOUND_CODES:
-        return NotFoundError(reply.message)
-    return CliError(reply.message or f"refused: {reply.code}")
+    return _REFUSALS.get(reply.code, CliError)(reply.message or f"refused: {reply.code}")
 
 
 def _socket_error(path: str, err: OSError) -> CliError:

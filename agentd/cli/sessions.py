@@ -40,7 +40,7 @@ def open_(context: Context) -> int:
 def _shell(context: Context, session: str, token: str) -> int:
     from agentd.cli import broker
 
-    broker.enter(broker.socket_path(context.args.socket, context.environment), session=session, token=token)
+    broker.enter(broker.socket_path(context.args.socket, context.environment), token=token)
     shell = context.environment.get("SHELL") or "/bin/sh"
     context.note(f"session {session}: this shell and its children are its agent; leave with exit")
     become([shell], {**context.environment, "CORRAL_SESSION": session, "CORRAL_TOKEN": token})
@@ -53,13 +53,20 @@ def exec_(context: Context) -> int:
     argv: list[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise UsageError("no command", remedy="corral session exec [--session S] -- COMMAND")
+    inherited = context.environment.get("CORRAL_SESSION") or None
+    session = args.session or inherited
     token = context.environment.get("CORRAL_TOKEN") or None
-    session = args.session or context.environment.get("CORRAL_SESSION") or None
     if session is None and token is None:
         raise UsageError(
             "no session was named", remedy='give --session, or: eval "$(corral session open --tenant NAME)"'
         )
-    broker.enter(broker.socket_path(args.socket, context.environment), session=session, token=token)
+    # A token is the stronger proof, but it is of the session in the environment: for another one our uid must do.
+    other = args.session is not None and args.session != inherited
+    path = broker.socket_path(args.socket, context.environment)
+    if token is not None and not other:
+        broker.enter(path, token=token)
+    else:
+        broker.enter(path, session=session)
     environment = dict(context.environment)
     if session:
         environment["CORRAL_SESSION"] = session

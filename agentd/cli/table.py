@@ -177,6 +177,10 @@ def _fit(columns: Sequence[Column], body: list[list[Cell]], width: int | None) -
 
     while total(floor) > width and any(columns[i].rank for i in kept):
         kept.remove(max(kept, key=lambda i: (columns[i].rank, i)))
+    # One wide column's leaving may have made room for narrower ones that had to leave before it.
+    for left_out in sorted(set(range(len(columns))) - set(kept), key=lambda i: (columns[i].rank, i)):
+        if total(floor) + len(GAP) + floor[left_out] <= width:
+            kept = sorted([*kept, left_out])
     widths = list(natural)
     while total(widths) > width:
         # The column with the most to spare gives first: a long command before a short name.
