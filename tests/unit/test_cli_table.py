@@ -54,7 +54,7 @@ def test_columns_of_rank_zero_never_go(width: int) -> None:
 
 
 def test_colours_do_not_change_the_alignment() -> None:
-    rows = [[Cell("bad", Style.BAD), "1", "n", "x"], ["plain", "22", "n", "x"]]
+    rows: list[list[Cell | str]] = [[Cell("bad", Style.BAD), "1", "n", "x"], ["plain", "22", "n", "x"]]
     plain = render(COLUMNS, rows)
     coloured = render(COLUMNS, rows, colour=True)
     assert [line.replace("\x1b[31m", "").replace("\x1b[1m", "").replace("\x1b[0m", "") for line in coloured] == plain
