@@ -181,11 +181,15 @@ def test_a_newer_version_that_is_only_in_the_log_is_seen(path: Path) -> None:
     fill(path)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(f"PRAGMA user_version = {schema.version() + 1}")
-    before = path.read_bytes()
-    with pytest.raises(LedgerTooNew):
-        schema.open_for_writing(path)
-    assert path.read_bytes() == before
+    left = path.parent / "left"
+    left.mkdir()
+    files = {left / file.name: file.read_bytes() for file in (path, path.with_name("ledger.db-wal"))}
     connection.close()
+    for file, content in files.items():  # as they were when it was killed
+        file.write_bytes(content)
+    with pytest.raises(LedgerTooNew):
+        schema.open_for_writing(left / path.name)
+    assert {file: file.read_bytes() for file in files} == files
 
 
 @pytest.mark.parametrize("content", [b"x", b"not a database\n" * 3, b"\0" * 600, b"tenant,calls\n" * 1_000])
