@@ -102,6 +102,8 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     logging.captureWarnings(True)
+    for chatty in ("grpc", "asyncio"):  # their debug lines tell of themselves, one for each turn of the loop
+        logging.getLogger(chatty).setLevel(logging.INFO)
     set_level(level)
     return handler
 

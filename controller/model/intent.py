@@ -150,7 +150,7 @@ def check_text(field: str, text: str, limit: int = MAX_TEXT) -> str:
 
 def command_text(argv: Sequence[str]) -> str:
     """The command as one printable line of at most MAX_COMMAND bytes; for people and for learning, never executed."""
-    line = " ".join(argv)
+    line = " ".join(" ".join(argv).split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line.encode("utf-8", "replace")[:MAX_COMMAND].decode("utf-8", "ignore")
 

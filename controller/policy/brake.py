@@ -17,10 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from controller.config import CallConfig
 from controller.model import CallId, TenantId
 from controller.policy.text import human_bytes, human_seconds
+
+
+_MARGIN: Final = 16 * 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,14 @@ def _room(call: Braked, host: int, tenants: dict[TenantId, int]) -> int:
     if call.tenant_id in tenants:
         room = min(room, tenants[call.tenant_id])
     if call.hard_limit is not None:
-        room = min(room, call.hard_limit - call.usage)
+        room = min(room, call.hard_limit - _margin(call.hard_limit) - call.usage)
     return max(0, room)
+
+
+def _margin(hard_limit: int) -> int:
+    """Kept free below a hard limit, so that the last stop is the brake's, which can explain, and not the OOM killer's:
+    the overshoot of some processes with a huge page each, but no more than a share of a small limit."""
+    return min(_MARGIN, hard_limit // 16)
 
 
 def _one(
@@ -110,7 +120,7 @@ def _one(
     # a last, smaller step up to the hard limit is better than none, as long as it is worth a resume
     if room >= config.raise_step // 4 and room >= call.usage // 50:
         return Verdict.RAISE, f"used {used}; room is left for {human_bytes(room)} more", call.usage + room
-    at_own_limit = call.hard_limit is not None and call.hard_limit - call.usage < step
+    at_own_limit = call.hard_limit is not None and call.hard_limit - _margin(call.hard_limit) - call.usage < step
     if at_own_limit and call.hard_limit is not None:
         limit = human_bytes(call.hard_limit)
         return Verdict.KILL, f"used {used} of its hard limit of {limit}: waiting cannot help", call.brake

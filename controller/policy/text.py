@@ -14,7 +14,9 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """``0.25 s``, ``42 s``, ``3 min 20 s``."""
+    """``1.5 ms``, ``2.5 s``, ``42 s``, ``3 min 20 s``."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
