@@ -28,9 +28,12 @@ class Terminal(io.StringIO):
         return True
 
 
+ROUTE = structlog.get_config()  # what importing agentd.log set up
+
+
 def restore() -> None:
     """Logging as it was before configure()."""
-    structlog.reset_defaults()
+    structlog.configure(**ROUTE)
     structlog.contextvars.clear_contextvars()
     logging.captureWarnings(False)
     root = logging.getLogger()
@@ -105,6 +108,14 @@ def test_warnings_of_python_are_logged(logs: Callable[..., io.StringIO]) -> None
         warnings.warn("old", UserWarning, stacklevel=1)
         logging.captureWarnings(False)
     assert only(stream)["logger"] == "py.warnings"
+
+
+def test_before_configuration_nothing_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that prints JSON there uses modules that log."""
+    restore()
+    get_logger("x").info("quiet")
+    get_logger("x").warning("said", token="secret")  # noqa: S106
+    assert capsys.readouterr().out == ""
 
 
 def test_the_level_can_change_while_running(logs: Callable[..., io.StringIO]) -> None:
