@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from controller.cgroup import (
     Tree,
     ValueRefused,
     detect,
+    files,
 )
 from controller.cgroup.detect import CGROUP2_MAGIC, filesystem_magic
 from controller.model import UNLIMITED, Limits
@@ -103,8 +105,6 @@ def test_a_missing_knob_is_named(session: Session) -> None:
     call.create()
     directory = call.directory("memory")
     assert directory is not None
-    from controller.cgroup import files
-
     with pytest.raises(KnobMissing, match=r"memory\.nonsense.*'1'.*ENOENT"):
         files.write(f"{directory}/memory.nonsense", "1")
     with pytest.raises(ValueRefused, match=r"EINVAL"):
@@ -262,10 +262,55 @@ def test_the_daemons_leaf(tree: Tree) -> None:
         "tree.leave_own_leaf()\n"
         "print(tree.locate(os.getpid()), open('/proc/self/cgroup').read() == where)\n"
     )
-    import sys
-
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.splitlines() == [f"{tree.root.relative}/agentd True", "None True"]
+
+
+def test_a_daemon_that_starts_in_the_root_itself(tree: Tree) -> None:
+    """As a unit of systemd with Delegate=yes: its group is the tree's root, and it must leave it for a leaf."""
+    unit = f"{tree.root.relative}/unit.service"
+    code = f"""
+import os, subprocess, sys
+from controller.cgroup import Tree, detect
+from controller.model import Limits, new_session_id, new_tenant_id
+sys.stdin.readline()
+tree = Tree(detect(), {unit!r})
+notes = tree.prepare()
+if tree.mode == "hybrid":
+    tree.enter_own_leaf()  # nothing makes it necessary there
+print(notes, sorted(tree.controllers) == sorted(detect().controllers))
+print(tree.locate(os.getpid()) == tree.own_leaf, tree.root.pids())
+tenant, session = new_tenant_id(), new_session_id()
+agent = tree.agent(tenant, session)
+print(agent.create(Limits(memory_max=64 << 20, pids_max=9)), agent.limits().memory_max)
+sleeper = subprocess.Popen(["sleep", "600"])
+agent.move(sleeper.pid)
+tree.remove_all()
+print(sleeper.wait(), tree.find().tenants, tree.locate(os.getpid()) == tree.own_leaf)
+"""
+    mounts = {tree.host.v2, *tree.host.mounts.values()} if tree.mode == "unified" else {tree.host.v2}
+    for mount in mounts:
+        (mount / unit).mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as daemon:
+        try:
+            (tree.host.v2 / unit / "cgroup.procs").write_text(str(daemon.pid))
+            out, _ = daemon.communicate("go\n", timeout=60)
+        finally:
+            daemon.kill()
+    assert out.splitlines() == ["() True", "True []", f"() {64 << 20}", "-9 () True"]
+
+
+def test_a_root_that_others_live_in_is_refused_where_that_matters(tree: Tree) -> None:
+    if tree.mode == "hybrid":
+        pytest.skip("no controllers on v2, so no rule against processes in inner groups")
+    unit = tree.host.v2 / tree.root.relative / "unit.service"
+    unit.mkdir()
+    with child("import time; time.sleep(600)") as stranger:
+        (unit / "cgroup.procs").write_text(str(stranger.pid))
+        with pytest.raises(NoUsableCgroups, match=rf"holds processes.*{stranger.pid}"):
+            Tree(tree.host, f"{tree.root.relative}/unit.service").prepare()
 
 
 def test_taking_the_tree_down_spares_nothing_inside_and_everything_outside() -> None:
