@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from bpf.errors import PinError
-from bpf.libbpf import reason
+from bpf.libbpf import get_pinned, reason
 
 DEFAULT_ROOT: Final = Path("/sys/fs/bpf")
 _BPFFS_MAGIC: Final = 0xCAFE4A11  # include/uapi/linux/magic.h
@@ -84,13 +84,22 @@ class PinDir:
         return self._listed(self.links)
 
     def remove(self, directory: Path) -> None:
-        """Unpin everything in one directory of links: the kernel detaches a program with its last reference."""
+        """Unpin everything below a directory. The kernel detaches a program with the last reference to its link."""
+        # When a pin is the last reference, the kernel detaches later, from a work queue; when a descriptor is, it does
+        # so before close returns. So that the caller can rely on it, hold one across the removal.
+        held: list[int] = []
         try:
+            for path in directory.rglob("*"):
+                if path.is_file():
+                    held.append(get_pinned(path))
             shutil.rmtree(directory)
         except FileNotFoundError:
             return
         except OSError as err:
             raise _pin_error(directory, err) from err
+        finally:
+            for fd in held:
+                os.close(fd)
 
     def remove_all(self) -> None:
         """Links first, so that no program looks into maps that are already gone."""

@@ -35,7 +35,7 @@ class Counters:
     forks: int = 0
     execs: int = 0
     exits: int = 0
-    brakes: int = 0
+    brakes: int = 0  # times that a process was sent SIGSTOP
     denied_connects: int = 0  # connects, sends and packets that the network policy refused
     denied_devices: int = 0
     execs_suppressed: int = 0  # execs beyond the first 64, of which no event was sent
@@ -44,7 +44,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrakeEvent:
-    """The process ``tgid`` was sent SIGSTOP, because its call's memory went past the brake. Bytes."""
+    """The process ``tgid`` was sent SIGSTOP, because its call's memory went past the brake. Bytes.
+
+    One process may be told twice within microseconds: the kernel delivers the signal a moment after it was sent.
+    """
 
     cgroup_id: int
     at_nsec: int

@@ -98,8 +98,12 @@ int BPF_PROG(corral_rss, struct mm_struct *mm)
 	}
 	if (!brake || usage <= brake || stopping(task))
 		return 0;
+	/*
+	 * Newer kernels (6.14) send it from an interrupt, a few microseconds later, if preemption is off here; one such is
+	 * on its way per CPU at most, and while it is, this fails: the next fault tries again.
+	 */
 	if (bpf_send_signal(SIGSTOP_NUMBER))
-		return 0; /* the next fault tries again */
+		return 0;
 	count = bpf_map_lookup_elem(&counters, &id);
 	if (count)
 		__sync_fetch_and_add(&count->brakes, 1);

@@ -173,9 +173,10 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "early")) {
 		io((char *[]){"1048576", "1048576", "0", NULL});
 		what = *arg++;
-		printf("early\n");
-		fflush(stdout);
 	}
+	/* Only now is the exec over: before, the parent may find its pid while the kernel still loads the program. */
+	printf("ready\n");
+	fflush(stdout);
 	if (read(0, &go, 1) != 1)
 		return 2;
 	if (!strcmp(what, "touch"))

@@ -46,15 +46,14 @@ def build_objects() -> None:
 
 
 class Worker:
-    """The helper, started inside or outside a group; it waits for ``go``."""
+    """The helper, started inside or outside a group; it is ready, and waits for ``go``."""
 
     def __init__(self, program: Path, *args: str) -> None:
         self.process = subprocess.Popen(
             [str(program), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.pid = self.process.pid
-        if args[0] == "early":
-            assert self.line() == "early"
+        assert self.line() == "ready"
 
     def go(self) -> None:
         assert self.process.stdin is not None

@@ -47,6 +47,13 @@ def brakes(host: Host) -> list[BrakeEvent]:
     return [event for event in host.events if isinstance(event, BrakeEvent)]
 
 
+def expect_few(events: list[BrakeEvent], pids: list[int], threads: int = 1) -> None:
+    """Each process is named, and hardly more than once: since 6.14 the kernel sends the signal a few microseconds
+    later (from an interrupt), and until then the same thread, or another, may fault once more."""
+    assert {event.tgid for event in events} == set(pids)
+    assert len(events) <= 3 * threads * len(pids)
+
+
 @pytest.mark.parametrize("pages", ["small", "huge"])
 def test_stops_just_past_the_brake(host: Host, side: KernelSide, pages: str) -> None:
     group = host.group()
@@ -57,12 +64,13 @@ def test_stops_just_past_the_brake(host: Host, side: KernelSide, pages: str) -> 
     # One huge page is 2 MiB by itself.
     assert BRAKE - SLACK < group.usage < BRAKE + SLACK + (2 * MIB if pages == "huge" else 0)
     side.drain()
-    (event,) = brakes(host)
-    assert (event.cgroup_id, event.tgid, event.threshold) == (group.id, worker.pid, BRAKE)
+    expect_few(brakes(host), [worker.pid])
+    event = brakes(host)[0]
+    assert (event.cgroup_id, event.threshold) == (group.id, BRAKE)
     assert BRAKE < event.usage < BRAKE + SLACK + MIB
     found = side.counters(group.id)
     assert found is not None
-    assert found.brakes == 1
+    assert found.brakes == len(brakes(host))
 
 
 def test_every_process_stops_and_is_named(host: Host, side: KernelSide) -> None:
@@ -75,8 +83,7 @@ def test_every_process_stops_and_is_named(host: Host, side: KernelSide) -> None:
         worker.wait_stopped()
     assert group.usage < BRAKE + SLACK
     side.drain()
-    # One event each: a process that stops already is not stopped again.
-    assert sorted(event.tgid for event in brakes(host)) == sorted(worker.pid for worker in workers)
+    expect_few(brakes(host), [worker.pid for worker in workers])
 
 
 def test_all_threads_stop_at_once(host: Host, side: KernelSide) -> None:
@@ -87,9 +94,7 @@ def test_all_threads_stop_at_once(host: Host, side: KernelSide) -> None:
     worker.wait_stopped()
     assert group.usage < BRAKE + SLACK
     side.drain()
-    assert {event.tgid for event in brakes(host)} == {worker.pid}
-    # Threads that fault in the same instant may each see that it has not been sent yet: one event a thread at most.
-    assert len({event.tid for event in brakes(host)}) == len(brakes(host))
+    expect_few(brakes(host), [worker.pid], threads=8)
     tasks = Path(f"/proc/{worker.pid}/task").iterdir()
     states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
     assert set(states) == {"T"}
@@ -187,9 +192,9 @@ def test_brakes_while_the_daemon_is_dead_and_the_next_one_goes_on(host: Host) ->
             assert side.registered() == {group.id}
             assert side.thresholds(group.id) == (None, BRAKE)
             side.drain()
-            assert [event.tgid for event in brakes(host)] == [worker.pid]
+            expect_few(brakes(host), [worker.pid])
             found = side.counters(group.id)
             assert found is not None
-            assert found.brakes == 1
+            assert found.brakes == len(brakes(host))
         finally:
             side.unload()
