@@ -237,9 +237,9 @@ class Group:
     def move(self, pid: int, pidfd: int | None = None) -> None:
         """Move a process (all of its threads) into the group, in every hierarchy.
 
-        When that fails half way, it is taken back to where it was. ``pidfd`` of the process: the kernel moves by number,
-        so should the process have ended and its number belong to another by then, that one is taken back, too. Raises
-        NoSuchProcess, NoSuchGroup, NotPermitted.
+        When that fails half way, it is taken back to where it was. ``pidfd`` of the process: the kernel moves by
+        number, so should the process have ended and its number belong to another by then, that one is taken back, too.
+        Raises NoSuchProcess, NoSuchGroup, NotPermitted.
         """
         membership.move(self._layout, self.relative, pid, pidfd)
 

@@ -114,6 +114,25 @@ def test_a_process_that_has_ended(session: Session) -> None:
     assert call.pids() == []
 
 
+def test_a_number_that_has_come_to_name_another_is_taken_back(session: Session) -> None:
+    call = session.call()
+    call.create()
+    with child(SLEEP) as meant, child(SLEEP) as stranger:
+        pidfd = os.pidfd_open(meant.pid)
+        try:
+            call.move(meant.pid, pidfd)
+            assert in_group(meant.pid, call)
+            meant.kill()
+            meant.wait()
+            before = read_membership(stranger.pid)
+            with pytest.raises(NoSuchProcess):
+                call.move(stranger.pid, pidfd)  # as if the stranger had been given the number
+            assert read_membership(stranger.pid) == before
+            assert call.pids() == []
+        finally:
+            os.close(pidfd)
+
+
 def test_a_move_that_fails_half_way_is_taken_back(session: Session) -> None:
     if session.tree.mode == "unified":
         pytest.skip("one hierarchy: a move has no halves there")
