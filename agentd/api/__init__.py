@@ -15,3 +15,5 @@ import os
 # grpc reads this once, when it is first imported. Its fork handlers would stop all its threads around each fork; the
 # daemon starts programs with posix_spawn and never goes on as a forked copy of itself.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Its own log lines about connections that end are for its developers; what matters reaches us as errors.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

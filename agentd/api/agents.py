@@ -17,11 +17,11 @@ from agentd.api.convert import (
     outcome_to_proto,
     session_to_proto,
 )
-from agentd.api.errors import Context, answering
+from agentd.api.errors import Context, Stopping, answering, caller_is_gone
 from agentd.api.identity import Access, Kind, Principal
 from agentd.api.ports import HostPort
 from agentd.api.process import same_process
-from agentd.api.streams import StreamLimit, close_with, merged
+from agentd.api.streams import Streams, merged
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc
 from controller.model import (
@@ -51,7 +51,7 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
         self._host = host
         self._access = access
         self._tenant_uids = tenant_uids
-        self._streams = StreamLimit()
+        self.streams = Streams()
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         async with answering(context, "OpenSession"):
@@ -129,7 +129,7 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
                 parent_id = parent.id
             # A client that goes away while this waits cancels this task, and with it the wait.
             call = await self._host.begin(session.id, intent=intent, argv=argv, parent_id=parent_id)
-            if context.cancelled():
+            if caller_is_gone():
                 # It went in the same moment: nobody knows the call's id, so nobody would end it.
                 await self._forget(call)
             return pb.BeginCallResponse(call=call_to_proto(call))
@@ -195,14 +195,13 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
         async with answering(context, "WatchSession"):
             principal = self._access.principal(context)
             session = self._access.session(principal, request.session_id)
-            with self._streams.hold(str(principal)):
-                # subscribed before the first look, so that nothing falls between the two
-                subscription = self._host.subscribe(session_id=session.id)
-                close_with(context, subscription)
+            # subscribed before the first look, so that nothing falls between the two
+            with self.streams.hold(
+                str(principal), context, lambda: self._host.subscribe(session_id=session.id)
+            ) as subscription:
                 for answer in self._present(session.id):
                     yield answer
                 if session.closed_at is not None:
-                    subscription.close()
                     return
                 lost = subscription.lost
                 async with aclosing(merged(subscription, None)) as updates:
@@ -221,6 +220,7 @@ class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
                             yield pb.WatchSessionResponse(session=session_to_proto(update))
                             if update.closed_at is not None:
                                 return
+                raise Stopping  # a stream that ended without it says that the session is closed
 
     def _present(self, session_id: SessionId) -> list[pb.WatchSessionResponse]:
         """The session and its calls as they are now."""

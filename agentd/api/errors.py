@@ -5,6 +5,7 @@ ApiServerError             the API cannot be served
  └─ SecondDaemon           another daemon serves this socket
 
 Unauthenticated (a controller.model.NotAllowed)    nobody known asks                         (UNAUTHENTICATED)
+Stopping (a controller.model.ControllerError)      the daemon ends                           (UNAVAILABLE)
 
 The client's exceptions are in client.py. A status has the exception's text as details and its parts as trailing
 metadata, percent-encoded because metadata is ASCII: corral-code (stable), corral-field, corral-value, corral-remedy.
@@ -12,6 +13,7 @@ metadata, percent-encoded because metadata is ASCII: corral-code (stable), corra
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,6 +68,15 @@ class Unauthenticated(NotAllowed):
     """No token, an unknown one, or a certificate that stands for nobody."""
 
 
+class Stopping(ControllerError):
+    """The daemon ends, and with it this stream."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the daemon is stopping", remedy="connect again when it is back; calls go on running under their limits"
+        )
+
+
 # The first class of an exception's ancestry that is here decides.
 _STATUS: Final[dict[type[ControllerError], tuple[grpc.StatusCode, str]]] = {
     InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
@@ -76,6 +87,7 @@ _STATUS: Final[dict[type[ControllerError], tuple[grpc.StatusCode, str]]] = {
     WrongState: (grpc.StatusCode.FAILED_PRECONDITION, "wrong_state"),
     Refused: (grpc.StatusCode.RESOURCE_EXHAUSTED, "refused"),
     CannotEnforce: (grpc.StatusCode.FAILED_PRECONDITION, "cannot_enforce"),
+    Stopping: (grpc.StatusCode.UNAVAILABLE, "stopping"),
     CgroupError: (grpc.StatusCode.INTERNAL, "cgroup_error"),
     ControllerError: (grpc.StatusCode.INTERNAL, "controller_error"),
 }
@@ -114,6 +126,15 @@ def metadata_of(err: ControllerError) -> tuple[tuple[str, str], ...]:
     return tuple((key, encode_part(text)) for key, text in parts if text)
 
 
+def caller_is_gone() -> bool:
+    """Whether the RPC whose task this runs in was cancelled: its client hung up, cancelled, or ran out of time.
+
+    ``context.cancelled()`` of grpc.aio stays False then; what gRPC does for certain is to cancel the task.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @asynccontextmanager
 async def answering(context: Context, method: str) -> AsyncIterator[None]:
     """Around the body of a method: its exceptions end the RPC with the status that stands for them.
@@ -125,6 +146,8 @@ async def answering(context: Context, method: str) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except ControllerError as err:
+        if caller_is_gone():
+            raise asyncio.CancelledError from err  # nobody is left to be told
         status, code = status_of(err)
         if status is grpc.StatusCode.INTERNAL:
             _log.error("rpc failed", method=method, code=code, error=str(err))

@@ -17,10 +17,10 @@ from agentd.api.convert import (
     tenant_to_proto,
     threshold_from_proto,
 )
-from agentd.api.errors import Context, answering
+from agentd.api.errors import Context, Stopping, answering
 from agentd.api.identity import Access
 from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort
-from agentd.api.streams import MAX_OPERATOR_STREAMS, StreamLimit, Tick, close_with, merged
+from agentd.api.streams import MAX_OPERATOR_STREAMS, Streams, Tick, merged
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc
 from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
@@ -37,7 +37,7 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
         self._access = access
         self._features = features
         self._version = version
-        self._streams = StreamLimit(MAX_OPERATOR_STREAMS)
+        self.streams = Streams(MAX_OPERATOR_STREAMS)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         async with answering(context, "Snapshot"):
@@ -51,10 +51,8 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
         async with answering(context, "Watch"):
             principal = self._access.operator(context)
             interval = validate.interval(request.interval_seconds)
-            with self._streams.hold(str(principal)):
-                # subscribed before the first look, so that nothing falls between the two
-                subscription = self._host.subscribe()
-                close_with(context, subscription)
+            # subscribed before the first look, so that nothing falls between the two
+            with self.streams.hold(str(principal), context, self._host.subscribe) as subscription:
                 yield pb.WatchResponse(snapshot=self._snapshot())
                 lost = subscription.lost
                 async with aclosing(merged(subscription, interval)) as updates:
@@ -72,6 +70,7 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
                             yield pb.WatchResponse(decision=decision_to_proto(update))
                         else:
                             yield pb.WatchResponse(session=session_to_proto(update))
+                raise Stopping
 
     async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
         async with answering(context, "History"):

@@ -18,6 +18,7 @@ from agentd.api.identity import Access, always, by_certificate
 from agentd.api.listen import BoundSocket, Listener, UnixListener, bind_tcp, bind_unix
 from agentd.api.operators import OperatorServicer
 from agentd.api.ports import Features, HistoryPort, HostPort
+from agentd.api.streams import Streams
 from agentd.proto.corral.v1 import corral_pb2, corral_pb2_grpc
 
 SERVICES: Final = tuple(service.full_name for service in corral_pb2.DESCRIPTOR.services_by_name.values())
@@ -60,6 +61,7 @@ class _Served:
     listener: Listener
     server: grpc.aio.Server
     health: health.aio.HealthServicer
+    streams: tuple[Streams, Streams]
     bound: BoundSocket | None
     port: int
 
@@ -108,10 +110,10 @@ class ApiServer:
         else:
             identify = by_certificate(listener.clients)
         access = Access(self._host, identify)
-        corral_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(self._host, access, self._tenant_uids), server)
-        corral_pb2_grpc.add_OperatorServiceServicer_to_server(
-            OperatorServicer(self._host, self._history, access, features=self._features, version=self._version), server
-        )
+        agents = AgentServicer(self._host, access, self._tenant_uids)
+        corral_pb2_grpc.add_AgentServiceServicer_to_server(agents, server)
+        operators = OperatorServicer(self._host, self._history, access, features=self._features, version=self._version)
+        corral_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
         prober = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(prober, server)
         reflection.enable_server_reflection(
@@ -132,7 +134,9 @@ class ApiServer:
             if bound is not None:
                 bound.remove()
             raise
-        self._served[str(listener)] = _Served(listener, server, prober, bound, port)
+        self._served[str(listener)] = _Served(
+            listener, server, prober, (agents.streams, operators.streams), bound, port
+        )
         _log.info("serving", listener=str(listener), port=port or None)
         return port
 
@@ -143,7 +147,7 @@ class ApiServer:
             await _stop(served, grace)
 
     async def stop(self, *, grace: float = 5.0) -> None:
-        """Stops all. New RPCs are refused at once; those that run have ``grace`` seconds, then are cancelled."""
+        """Stops all. Streams end and new RPCs are refused at once, others have ``grace`` seconds to finish."""
         served, self._served = list(self._served.values()), {}
         await asyncio.gather(*(_stop(one, grace) for one in served))
 
@@ -155,6 +159,8 @@ class ApiServer:
 async def _stop(served: _Served, grace: float) -> None:
     # Health says NOT_SERVING first, so that balancers look elsewhere while the last RPCs end.
     await served.health.enter_graceful_shutdown()
+    for streams in served.streams:
+        streams.stop()
     try:
         await served.server.stop(grace)
     finally:

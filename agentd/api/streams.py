@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
-from agentd.api.errors import Context
+from agentd.api.errors import Context, Stopping
 from agentd.api.ports import Subscription, Update
 from controller.model import Refused
 
@@ -30,8 +30,7 @@ class _End(Enum):
 async def merged(subscription: Subscription, interval: float | None) -> AsyncGenerator[Update | Tick, None]:
     """Updates as they come and a TICK every ``interval`` seconds, until the subscription is closed.
 
-    Ticks are not made up for when the reader is slow. The subscription is closed when the iteration ends, however it
-    ends.
+    Ticks are not made up for when the reader is slow.
     """
     loop = asyncio.get_running_loop()
     next_tick = loop.time() + interval if interval is not None else None
@@ -52,7 +51,6 @@ async def merged(subscription: Subscription, interval: float | None) -> AsyncGen
                 next_tick = loop.time() + interval
                 yield Tick.TICK
     finally:
-        subscription.close()
         if pending is not None:
             pending.cancel()
             await asyncio.gather(pending, return_exceptions=True)
@@ -65,36 +63,48 @@ async def _next(subscription: Subscription) -> Update | _End:
         return _End.END
 
 
-def close_with(context: Context, subscription: Subscription) -> None:
-    """Closes the subscription when the RPC ends: a reader that goes away while an answer waits for room in its window
-    leaves the method's generator suspended, and nothing would close it until it is collected."""
-
-    def closed(ctx: Context) -> None:
-        subscription.close()
-
-    context.add_done_callback(closed)  # type: ignore[arg-type]  # the stubs name a class; any callable serves
-
-
-class StreamLimit:
-    """At most ``limit`` streams of one principal at a time."""
+class Streams:
+    """The open streams of one service on one listener: at most ``limit`` of one principal, all ended by ``stop``."""
 
     def __init__(self, limit: int = MAX_STREAMS) -> None:
         self._limit = limit
-        self._open: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+        self._open: set[Subscription] = set()
+        self._stopped = False
 
     @contextmanager
-    def hold(self, who: str) -> Iterator[None]:
-        if self._open[who] >= self._limit:
+    def hold(self, who: str, context: Context, subscribe: Callable[[], Subscription]) -> Iterator[Subscription]:
+        """A subscription that is closed when the RPC ends, however it ends. Raises Refused beyond the limit."""
+        if self._stopped:
+            raise Stopping
+        if self._held[who] >= self._limit:
             raise Refused(
                 f"{who} already has {self._limit} streams open",
                 code="too_many_streams",
                 value=str(self._limit),
                 remedy="close one, or share one stream among its readers",
             )
-        self._open[who] += 1
+        self._held[who] += 1
+        subscription = subscribe()
+
+        # A reader that goes away while an answer waits for room in its window leaves the method's generator suspended:
+        # without this, nothing would close the subscription until the generator is collected.
+        def ended(ctx: Context) -> None:
+            subscription.close()
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs name a class; any callable serves
+        self._open.add(subscription)
         try:
-            yield
+            yield subscription
         finally:
-            self._open[who] -= 1
-            if not self._open[who]:
-                del self._open[who]
+            subscription.close()
+            self._open.discard(subscription)
+            self._held[who] -= 1
+            if not self._held[who]:
+                del self._held[who]
+
+    def stop(self) -> None:
+        """Ends them: they would use up the time that other requests have to finish."""
+        self._stopped = True
+        for subscription in list(self._open):
+            subscription.close()

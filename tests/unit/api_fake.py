@@ -122,6 +122,8 @@ class FakeHost:
         self.queued = asyncio.Semaphore(0)  # released by each begin that waits
         self.admit: asyncio.Event | None = None  # a begin waits for it
         self.begin_cancelled = asyncio.Event()
+        self.begins_nevertheless = False  # the cancellation comes too late
+        self.ended = asyncio.Event()
         self.subscriptions: list[Subscription] = []
 
     def _record(self, *what: Any) -> None:
@@ -169,7 +171,8 @@ class FakeHost:
                 await self.admit.wait()
             except asyncio.CancelledError:
                 self.begin_cancelled.set()
-                raise
+                if not self.begins_nevertheless:
+                    raise
         return self.add_call(self.sessions[session_id], command=" ".join(argv))
 
     def attach(self, call_id: CallId, pid: int) -> None:
@@ -184,6 +187,7 @@ class FakeHost:
 
     async def end(self, call_id: CallId, wait_status: int | None) -> Outcome:
         self._record("end", call_id, wait_status)
+        self.ended.set()
         return make_outcome(call_id)
 
     def call(self, call_id: CallId) -> CallView:

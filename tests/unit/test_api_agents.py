@@ -309,6 +309,23 @@ async def test_a_begin_that_waits_is_cancelled_with_its_client(served: Served) -
         assert served.host.calls == {}
 
 
+async def test_a_call_that_began_as_its_client_went_is_ended(served: Served) -> None:
+    """Its id reached nobody, so nobody else would end it."""
+    served.host.admit = asyncio.Event()
+    served.host.begins_nevertheless = True
+    _, token = served.host.add_session("acme")
+    async with connect(served.acme, token) as api:
+        waiting = asyncio.create_task(api.call(api.agent.BeginCall, pb.BeginCallRequest(argv=["true"]), timeout=None))
+        await served.host.queued.acquire()
+        waiting.cancel()
+        await served.host.begin_cancelled.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await served.host.ended.wait()
+    (call_id,) = served.host.calls
+    assert served.host.asked[-1] == ("end", call_id, None)
+
+
 async def test_a_begin_past_its_deadline_is_cancelled(served: Served) -> None:
     served.host.admit = asyncio.Event()
     _, token = served.host.add_session("acme")

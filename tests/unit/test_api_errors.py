@@ -16,6 +16,7 @@ from agentd.api.client import (
     AlreadyThere,
     ApiError,
     BadRequest,
+    DaemonAway,
     DaemonFailed,
     NoSuchObject,
     NotPermitted,
@@ -23,7 +24,7 @@ from agentd.api.client import (
     WrongMoment,
     connect,
 )
-from agentd.api.errors import clip, decode_part, encode_part, metadata_of, status_of
+from agentd.api.errors import Stopping, clip, decode_part, encode_part, metadata_of, status_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import (
     AlreadyExists,
@@ -59,6 +60,7 @@ MAPPING: list[tuple[ControllerError, grpc.StatusCode, str, type[ApiError]]] = [
         Rejected,
     ),
     (CannotEnforce("cannot be", **PARTS), grpc.StatusCode.FAILED_PRECONDITION, "cannot_enforce", WrongMoment),
+    (Stopping(), grpc.StatusCode.UNAVAILABLE, "stopping", DaemonAway),
     (CgroupError("pids.max: EINVAL", **PARTS), grpc.StatusCode.INTERNAL, "cgroup_error", DaemonFailed),
     (ControllerError("something", **PARTS), grpc.StatusCode.INTERNAL, "controller_error", DaemonFailed),
 ]
@@ -74,8 +76,9 @@ async def test_mapping(
             await api.call(api.operator.SetPriority, pb.SetPriorityRequest(target="acme"))
     got = raised.value
     assert type(got) is kind
-    assert (got.status, got.code, got.field, got.value, got.remedy) == (status, code, "limits.pids", "7", "use 6")
-    assert str(got) == f"limits.pids: {err.message}; use 6"
+    assert (got.status, got.code) == (status, code)
+    assert (got.field, got.value, got.remedy) == (err.field, err.value, err.remedy)
+    assert str(got) == str(err)
     assert bool(logs) == (status is grpc.StatusCode.INTERNAL)
 
 

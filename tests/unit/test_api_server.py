@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -252,23 +253,36 @@ async def test_health_and_reflection(served: Served) -> None:
             assert {"corral.v1.AgentService", "corral.v1.OperatorService", "grpc.health.v1.Health"} <= set(listed)
 
 
-async def test_stop_ends_watches_and_withdraws_queued_begins(served: Served) -> None:
+async def test_stop_ends_streams_at_once_and_says_why(served: Served) -> None:
+    session, _ = served.host.add_session("acme")
+    async with connect(served.operator) as api:
+        streams: list[Any] = [
+            api.stream(api.operator.Watch, pb.WatchRequest(interval_seconds=3600)),
+            api.stream(api.agent.WatchSession, pb.WatchSessionRequest(session_id=session.id)),
+        ]
+        for stream in streams:
+            await anext(stream)
+        stopping = asyncio.create_task(served.server.stop(grace=100.0))
+        for stream in streams:
+            with pytest.raises(DaemonAway, match="is stopping; connect again") as ended:
+                await anext(stream)
+            assert ended.value.code == "stopping"
+        await stopping
+    assert not served.host.hub.listened_to
+
+
+async def test_stop_withdraws_queued_begins(served: Served) -> None:
     served.host.admit = asyncio.Event()
     session, _ = served.host.add_session("acme")
     async with connect(served.operator) as api:
-        stream = api.stream(api.operator.Watch, pb.WatchRequest(interval_seconds=3600))
-        await anext(stream)
         begin = asyncio.create_task(
             api.call(api.agent.BeginCall, pb.BeginCallRequest(session_id=session.id, argv=["true"]), timeout=None)
         )
         await served.host.queued.acquire()
         await served.server.stop(grace=0.05)
         with pytest.raises(ApiError):
-            await anext(stream)
-        with pytest.raises(ApiError):
             await begin
     await served.host.begin_cancelled.wait()
-    assert not served.host.hub.listened_to
     assert served.host.calls == {}
 
 
