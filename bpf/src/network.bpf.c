@@ -10,7 +10,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 #define PROTO_TCP 6
 #define PROTO_UDP 17
-#define PROTO_ICMPV6 58
+#define TYPE_RAW 3 /* SOCK_RAW */
 #define SYN 0x02
 #define ACK 0x10
 
@@ -35,6 +35,15 @@ struct ipv6 {
 	__u32 from[4];
 	__u32 to[4];
 };
+
+static __always_inline bool is_raw(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	return sk && sk->type == TYPE_RAW;
+}
 
 /* Whether a packet that leaves must be judged by its destination, which is then in `to`. */
 static __always_inline bool to_be_judged(struct __sk_buff *skb, struct endpoint *to)
@@ -64,12 +73,14 @@ static __always_inline bool to_be_judged(struct __sk_buff *skb, struct endpoint 
 	}
 	if (to->protocol != PROTO_TCP && to->protocol != PROTO_UDP) {
 		to->any_port = true;
-		/* Neighbour discovery and multicast reports are the host's own traffic. */
-		return !(to->protocol == PROTO_ICMPV6 && to->family == 6);
+		return true;
 	}
 	if (bpf_skb_load_bytes(skb, at + 2, &port, 2))
 		return true;
 	to->port = bpf_ntohs(port);
+	/* A raw socket writes what it likes into the headers, and passed no gate. */
+	if (is_raw(skb))
+		return true;
 	/* The sendmsg and connect gates saw every destination of a UDP socket; its answers need no rule. */
 	if (to->protocol == PROTO_UDP)
 		return false;

@@ -66,7 +66,7 @@ int BPF_PROG(corral_rss, struct mm_struct *mm)
 	if (!conf || !conf->armed)
 		return 0;
 	task = bpf_get_current_task_btf();
-	if (BPF_CORE_READ(task, mm) != mm)
+	if (task->mm != mm)
 		return 0; /* reclaim, exec or a debugger works on another's memory */
 	id = bpf_get_current_cgroup_id();
 	call = bpf_map_lookup_elem(&calls, &id);

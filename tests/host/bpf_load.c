@@ -87,6 +87,23 @@ static void io(char **arg)
 		;
 }
 
+static pthread_barrier_t early_done;
+
+static void early_io(void)
+{
+	io((char *[]){"1048576", "1048576", "0", NULL});
+}
+
+/* A thread with a past of its own, which lives on. */
+static void *early(void *unused)
+{
+	early_io();
+	pthread_barrier_wait(&early_done);
+	for (;;)
+		pause();
+	return unused;
+}
+
 static socklen_t address(struct sockaddr_storage *to, char **arg)
 {
 	struct sockaddr_in *v4 = (void *)to;
@@ -118,6 +135,17 @@ static int reach(char **arg, int sending)
 	result = result < 0 ? errno : 0;
 	close(fd);
 	return result;
+}
+
+/* raw ADDRESS PORT: a UDP header through a raw socket; says the errno. */
+static int raw(char **arg)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET};
+	unsigned short header[4] = {htons(4000), htons(atoi(arg[1])), htons(8), 0};
+	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_UDP);
+
+	inet_pton(AF_INET, arg[0], &to.sin_addr);
+	return sendto(fd, header, sizeof(header), 0, (void *)&to, sizeof(to)) < 0 ? errno : 0;
 }
 
 /* connects ADDRESS PORT COUNT: so many attempts; the last errno. */
@@ -165,13 +193,17 @@ static void udp(char **arg)
 int main(int argc, char **argv)
 {
 	char go, *what = argv[1], **arg = argv + 2;
+	pthread_t other;
 	int said = 0;
 
 	if (argc < 2)
 		return 2;
 	/* "early": what it does before it is moved into the group must not be counted there. */
 	if (!strcmp(what, "early")) {
-		io((char *[]){"1048576", "1048576", "0", NULL});
+		pthread_barrier_init(&early_done, NULL, 2);
+		pthread_create(&other, NULL, early, NULL);
+		early_io();
+		pthread_barrier_wait(&early_done);
 		what = *arg++;
 	}
 	/* Only now is the exec over: before, the parent may find its pid while the kernel still loads the program. */
@@ -189,6 +221,8 @@ int main(int argc, char **argv)
 		udp(arg);
 	else if (!strcmp(what, "connect") || !strcmp(what, "send"))
 		said = reach(arg, *what == 's');
+	else if (!strcmp(what, "raw"))
+		said = raw(arg);
 	else if (!strcmp(what, "connects"))
 		said = connects(arg);
 	else if (!strcmp(what, "connected"))

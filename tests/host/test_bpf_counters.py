@@ -107,6 +107,7 @@ def test_faults(host: Host, side: KernelSide, call: Group) -> None:
 
 
 def test_the_past_stays_outside(host: Host, side: KernelSide, call: Group) -> None:
+    # One thread that works on, and one that has a past of its own.
     worker = host.start("early", "io", str(MIB), str(MIB), "0")
     call.add(worker)
     assert read(side, call).read_bytes < SMALL_IO

@@ -122,6 +122,16 @@ def test_a_socket_from_before_is_cut_off_by_none(host: Host, side: KernelSide) -
     assert (event.what, event.address, event.port, event.pid) == (DeniedWhat.PACKET, "127.0.0.1", 9, 0)
 
 
+def test_raw_sockets_are_judged_by_what_they_send(host: Host, side: KernelSide) -> None:
+    group = host.group()
+    side.register(group.id, network=NetworkPolicy.listed([("127.0.0.1", 9)]))
+    assert host.start_in(group, "raw", "127.0.0.1", "9").run() == 0
+    # The kernel answers a raw send that a filter dropped with EPERM, like any other.
+    assert host.start_in(group, "raw", "127.0.0.1", "10").run() == errno.EPERM
+    assert host.start_in(group, "raw", "127.0.0.2", "9").run() == errno.EPERM
+    assert [event.what for event in denials(host, side)] == [DeniedWhat.PACKET] * 2
+
+
 def test_devices_need_a_grant(host: Host, side: KernelSide) -> None:
     group, other = host.group(), host.group("other")
     side.register(group.id)
