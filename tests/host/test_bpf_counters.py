@@ -91,7 +91,9 @@ def test_bytes_of_live_and_ended_processes(host: Host, side: KernelSide, call: G
     assert 32 * MIB <= alive.read_bytes < 32 * MIB + SMALL_IO
     assert 16 * MIB <= alive.written_bytes < 16 * MIB + SMALL_IO
     worker.end()
+    empty = side.counters(call.id, live=False)
     ended = read(side, call)
+    assert empty == ended
     assert alive.read_bytes <= ended.read_bytes < 32 * MIB + SMALL_IO
     assert alive.written_bytes <= ended.written_bytes < 16 * MIB + SMALL_IO
 
