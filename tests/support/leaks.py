@@ -59,11 +59,13 @@ class Leaks:
         for group in self.groups():
             kill_group(group)
         deadline = time.monotonic() + GRACE
-        while self.groups() and time.monotonic() < deadline:
-            for group in self.groups():
+        while groups := self.groups():
+            for group in groups:
                 for directory, _, _ in os.walk(group, topdown=False):
                     with contextlib.suppress(OSError):
                         Path(directory).rmdir()
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.05)
         for pins in self.pins():
             shutil.rmtree(pins, ignore_errors=True)
