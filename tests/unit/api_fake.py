@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +117,7 @@ class FakeHost:
         self.calls: dict[CallId, CallView] = {}
         self.tokens: dict[str, SessionId] = {}
         self.processes: dict[int, Whose] = {}
+        self.on_attach: Callable[[], None] | None = None
         self.asked: list[Any] = []
         self.fail: BaseException | None = None
         self.queued = asyncio.Semaphore(0)  # released by each begin that waits
@@ -177,6 +178,8 @@ class FakeHost:
 
     def attach(self, call_id: CallId, pid: int) -> None:
         self._record("attach", call_id, pid)
+        if self.on_attach is not None:
+            self.on_attach()
 
     def whose(self, pid: int) -> Whose:
         return self.processes.get(pid, Whose())

@@ -192,6 +192,27 @@ async def test_a_tenant_without_listed_users_opens_no_sessions_over_grpc(served:
     assert served.host.asked == []
 
 
+async def test_attach_of_a_process_that_has_ended_or_ends_meanwhile(served: Served) -> None:
+    """Its number may be another process's by then, so it is not reported as attached."""
+    session, token = served.host.add_session("acme", uid=os.getuid())
+    call = served.host.add_call(session)
+    async with connect(served.acme, token) as api:
+        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
+            request = pb.AttachProcessRequest(call_id=call.id, pid=child.pid)
+
+            def end() -> None:
+                child.kill()
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
+
+            served.host.on_attach = end
+            with pytest.raises(NoSuchObject, match="may have ended"):
+                await api.call(api.agent.AttachProcess, request)
+            assert served.host.asked == [("attach", call.id, child.pid)]
+            with pytest.raises(NoSuchObject, match="may have ended"):
+                await api.call(api.agent.AttachProcess, request)
+            assert len(served.host.asked) == 1
+
+
 async def test_attach_takes_no_process_out_of_another_session(served: Served) -> None:
     session, token = served.host.add_session("acme", uid=os.getuid())
     fellow, _ = served.host.add_session("acme", uid=os.getuid())
