@@ -261,6 +261,12 @@ class Daemon:
     async def _apply(self, config: Config) -> None:
         set_level(config.daemon.log_level)
         self._metrics.per_call = config.metrics.per_call
+        if self._broker is not None:
+            self._broker.limit(
+                max_connections=config.broker.max_connections,
+                max_per_uid=config.broker.max_per_uid,
+                begin_timeout=config.broker.begin_timeout,
+            )
         self._host.reconfigure(host_config(config))
         served = {str(listener) for listener in self._api.listeners}
         wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}

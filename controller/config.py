@@ -55,6 +55,7 @@ class HostConfig:
     memory_reserve: float = 0.05
     sample_interval: float = 1.0
     sample_budget: float = 0.01
+    record_interval: float = 10.0  # of samples in the ledger; those on screen are fresher
     restart_grace: float = 15.0
     leftovers: Literal["adopt", "kill"] = "adopt"
     leftover_grace: float = 0.25

@@ -337,6 +337,8 @@ class Enforcer:
                 fast = leaf.group.fast_stat()
             except CgroupFileError:
                 continue  # it ended between the list and the look
+            if self._watcher is not None:
+                self._watcher.check(leaf.group)  # counters that this kernel does not notify of
             sampled.usage[ref.call_id] = usage_of(fast, counters.get(leaf.cgroup_id))
         return sampled
 

@@ -29,21 +29,26 @@ class Sampler:
 
     async def run(self) -> None:
         """Until cancelled."""
-        config = self._shared.config
-        pause = config.sample_interval
+        pause = self._shared.config.sample_interval
+        record_at = 0.0
         while True:
             await asyncio.sleep(pause)
+            config = self._shared.config
+            started_at = time.monotonic()
             started = time.thread_time()
-            await self.round()
+            record = started_at >= record_at
+            if record:
+                record_at = started_at + config.record_interval
+            await self.round(record=record)
             self.last_cost = time.thread_time() - started
             pause = max(config.sample_interval, self.last_cost / config.sample_budget)
             self.on_round()
 
-    async def round(self) -> None:
-        """One reading of every live call and tenant."""
+    async def round(self, *, record: bool = True) -> None:
+        """One reading of every live call and tenant; ``record``: into the ledger, too."""
         calls = self._shared.registry.begun_calls()
         for start in range(0, len(calls), _CHUNK):
-            self._read(calls[start : start + _CHUNK])
+            self._read(calls[start : start + _CHUNK], record=record)
             await asyncio.sleep(0)
         for tenant in self._shared.registry.tenants.values():
             if tenant.running == 0 and not tenant.sessions and tenant.memory_now is not None:
@@ -54,7 +59,7 @@ class Sampler:
             except ControllerError as err:
                 log.warning("a tenant's use could not be read", tenant=tenant.name, error=str(err))
 
-    def _read(self, calls: list[Call]) -> None:
+    def _read(self, calls: list[Call], *, record: bool) -> None:
         at = now()
         try:
             sampled = self._shared.backend.sample([c.ref for c in calls if c.outcome is None])
@@ -65,7 +70,8 @@ class Sampler:
             usage = sampled.usage.get(call.id)
             if usage is not None and call.outcome is None:
                 call.usage = usage
-                self._shared.journal.sample(at, call.id, call.state, usage)
+                if record:
+                    self._shared.journal.sample(at, call.id, call.state, usage)
 
 
 def _nothing() -> None:

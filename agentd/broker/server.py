@@ -69,6 +69,12 @@ class Broker:
         self._complained_at = float("-inf")
         self._complaints_kept = 0
 
+    def limit(self, *, max_connections: int, max_per_uid: int, begin_timeout: float) -> None:
+        """New limits for connections that come from now on."""
+        self._max = max_connections
+        self._max_per_uid = max_per_uid
+        self._begin_timeout = begin_timeout
+
     @property
     def connections(self) -> int:
         return len(self._connections)

@@ -36,6 +36,7 @@ def host_config(config: Config) -> HostConfig:
         memory_reserve=config.host.memory_reserve,
         sample_interval=config.host.sample_interval,
         sample_budget=config.host.sample_budget,
+        record_interval=config.ledger.sample_interval,
         restart_grace=config.daemon.restart_grace,
         leftovers=config.daemon.leftovers,
         leftover_grace=config.daemon.leftover_grace,

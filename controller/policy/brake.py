@@ -23,7 +23,6 @@ from controller.config import CallConfig
 from controller.model import CallId, TenantId
 from controller.policy.text import human_bytes, human_seconds
 
-
 _MARGIN: Final = 16 * 1024 * 1024  # bytes
 
 
