@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -197,17 +198,17 @@ async def test_attach_of_a_process_that_has_ended_or_ends_meanwhile(served: Serv
     session, token = served.host.add_session("acme", uid=os.getuid())
     call = served.host.add_call(session)
     async with connect(served.acme, token) as api:
-        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
-            request = pb.AttachProcessRequest(call_id=call.id, pid=child.pid)
+        with a_process() as pid:
+            request = pb.AttachProcessRequest(call_id=call.id, pid=pid)
 
             def end() -> None:
-                child.kill()
-                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
 
             served.host.on_attach = end
             with pytest.raises(NoSuchObject, match="may have ended"):
                 await api.call(api.agent.AttachProcess, request)
-            assert served.host.asked == [("attach", call.id, child.pid)]
+            assert served.host.asked == [("attach", call.id, pid)]
             with pytest.raises(NoSuchObject, match="may have ended"):
                 await api.call(api.agent.AttachProcess, request)
             assert len(served.host.asked) == 1
