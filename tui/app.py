@@ -23,6 +23,7 @@ from tui.board import Board, Row
 from tui.screen import TITLES, cells, decision_line, host_line, state_line
 from tui.source import LiveSource, Source, SourceError
 
+TICKER: Final = 5  # lines of decisions: #ticker's height without its border
 NOTHING: Final = "nothing is running; try: corral run -- true"
 
 
@@ -65,6 +66,7 @@ class CorralApp(App[None]):
     #calls { height: 1fr; }
     #nothing { height: 1fr; content-align: center middle; color: $text-muted; display: none; }
     #ticker { height: 6; border-top: solid $panel; padding: 0 1; }
+    #host, #state, #ticker { text-wrap: nowrap; text-overflow: ellipsis; }
     #filter { dock: bottom; display: none; height: 3; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -134,8 +136,7 @@ class CorralApp(App[None]):
         state = state_line(self.board, paused=self._paused, wanted=self._wanted, now=now)
         self.query_one("#state", Static).update(state)
         ticker = self.query_one("#ticker", Static)
-        shown = max(1, ticker.content_size.height)
-        lines = [decision_line(decision) for decision in list(self.board.decisions)[-shown:]]
+        lines = [decision_line(decision) for decision in list(self.board.decisions)[-TICKER:]]
         ticker.update(
             Text("\n", no_wrap=True, overflow="ellipsis").join(lines) if lines else Text("nothing was decided")
         )

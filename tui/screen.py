@@ -68,13 +68,14 @@ def host_line(board: Board, source: str, width: int) -> Text:
     part = used / host.memory_total_bytes if host.memory_total_bytes else 0.0
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("corral ", "bold")
-    text.append(f"{clock(board.snapshot.at)}  {host.cpus} CPUs  memory ")
+    wide = width >= 110
+    text.append(f"{clock(board.snapshot.at)}  {host.cpus} CPUs  {'memory' if wide else 'mem'} ")
     text.append(bar(part, BAR), f"{'red' if part >= 0.95 else 'yellow' if part >= NEAR else 'green'} on grey23")
-    text.append(f" {size(used)} of {size(host.memory_total_bytes)}  pressure")
+    text.append(f" {size(used)} of {size(host.memory_total_bytes)}  {'pressure' if wide else 'psi'}")
     for word in ("cpu", "memory", "io"):
         field = f"{word}_pressure"
         value = f"{getattr(host, field):.0f}%" if host.HasField(field) else "-"
-        text.append(f" {word if width >= 100 else word[:3]} {value}")
+        text.append(f" {word if wide else word[:3]} {value}")
     if width >= 120:
         text.append(f"  {host.mode}  Linux {clean(host.kernel)}  agentd {clean(host.version)}", "dim")
     return text

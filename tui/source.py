@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, cast
 
@@ -72,7 +72,7 @@ class LiveSource:
     def name(self) -> str:
         return self._target
 
-    async def updates(self) -> AsyncIterator[Update]:
+    async def updates(self) -> AsyncGenerator[Update, None]:
         away_since: float | None = None
         tries = 0
         while True:
