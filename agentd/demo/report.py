@@ -67,7 +67,8 @@ def table(
 
 
 def what_was_done(decisions: Sequence[pb.Decision]) -> str:
-    """The actions in their order, with the reason of the last: ``brake, raise ×2, kill: no room came within 3 s``."""
+    """The actions in their order, with the reason of the last that was more than advice:
+    ``brake, raise ×2, kill: no room came within 3 s``."""
     if not decisions:
         return ""
     ordered = sorted(decisions, key=lambda decision: decision.at)
@@ -78,7 +79,8 @@ def what_was_done(decisions: Sequence[pb.Decision]) -> str:
         else:
             actions.append((decision.action, 1))
     steps = ", ".join(action if count == 1 else f"{action} ×{count}" for action, count in actions)
-    return f"{steps}: {ordered[-1].reason}"
+    telling = [decision for decision in ordered if decision.action != "advise"] or ordered
+    return f"{steps}: {telling[-1].reason}"
 
 
 def network(usage: pb.Usage) -> int | None:

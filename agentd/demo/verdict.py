@@ -19,6 +19,8 @@ CPU_TOLERANCE: Final = 0.02  # of a tenant's CPU time
 CPU_SLACK_USEC: Final = 30_000  # beside it: cpu.stat is flushed at ticks, which differ between the two readings
 # Between a call's own peak and its data: an interpreter, and pages that its brake let through before it acted.
 PEAK_SLACK_BYTES: Final = 96 << 20
+# Past an armed brake before the process stops: a huge page for each CPU that faults, and then some.
+OVERSHOOT_BYTES: Final = 8 << 20
 # IP and TCP headers on loopback, whose packets are large; acknowledgements go the other way.
 NETWORK_OVERHEAD: Final = 0.05
 
@@ -80,16 +82,19 @@ def braked(f: Findings) -> Check:
     problems = [] if greedy else ["no call overreached"]
     proofs = []
     for record in greedy:
-        decision = next((d for d in record.decisions if d.action == "brake"), None)
-        peak = (record.run.call.memory or (0, 0))[1] << 20
-        if decision is None or record.call is None:
+        brakes = sorted((d for d in record.decisions if d.action == "brake"), key=lambda d: d.at)
+        declared = (record.run.call.memory or (0, 0))[1] << 20
+        if not brakes or record.call is None:
             problems.append(f"{record.name} (needs {format_bytes(record.run.call.needs_memory)}) was not braked")
-        elif not record.call.brakes:
+            continue
+        usage = int(brakes[0].evidence.get("usage_bytes", 0))
+        if not record.call.brakes:
             problems.append(f"{record.name}: a brake was decided, but its record counts none")
+        elif not declared <= usage <= declared + OVERSHOOT_BYTES:
+            problems.append(f"{record.name}: declared {format_bytes(declared)}, braked at {format_bytes(usage)}")
         else:
-            proofs.append(
-                f"at {format_bytes(decision.evidence.get('usage_bytes', peak))} ({record.call.outcome.reason})"
-            )
+            over = format_bytes(usage - declared)
+            proofs.append(f"{over} past {format_bytes(declared)} ({record.call.outcome.reason})")
     return _check("the greedy calls were braked at what they declared", problems, ", ".join(proofs))
 
 

@@ -17,7 +17,14 @@ MIB = 1 << 20
 
 
 def record(
-    call: ToolCall, *, status: int = 0, tenant: str = "acme", action: str = "", peak: int = 40 * MIB, cpu: int = 500_000
+    call: ToolCall,
+    *,
+    status: int = 0,
+    tenant: str = "acme",
+    action: str = "",
+    peak: int = 40 * MIB,
+    cpu: int = 500_000,
+    braked_at: int = 129 * MIB,
 ) -> Record:
     usage = pb.Usage(cpu_usec=cpu, memory_peak_bytes=peak, read_bytes=call.known_read, net_rx_bytes=call.known_received)
     outcome = pb.Outcome(
@@ -29,7 +36,7 @@ def record(
     return Record(
         run=Run(session=session, call=call, status=status, begun_at=0.0, wall_seconds=1.0, output="the last line"),
         call=pb.Call(id="c-1", brakes=1 if action else 0, outcome=outcome),
-        decisions=(pb.Decision(action=action, evidence={"usage_bytes": 129.0 * MIB}),) if action else (),
+        decisions=(pb.Decision(action=action, evidence={"usage_bytes": float(braked_at)}),) if action else (),
     )
 
 
@@ -65,6 +72,11 @@ BAD: dict[str, tuple[Callable[[Findings], verdict.Check], Findings, str]] = {
     "not in the ledger": (verdict.recorded, with_record(0, replace(good().records[0], call=None)), "acme/one grep"),
     "no outcome": (verdict.recorded, with_record(0, replace(good().records[0], call=pb.Call())), "acme/one grep"),
     "not braked": (verdict.braked, with_record(3, record(GREEDY, tenant="greedy", status=-9)), "400 MiB"),
+    "braked too late": (
+        verdict.braked,
+        with_record(3, record(GREEDY, tenant="greedy", status=-9, action="brake", braked_at=200 * MIB)),
+        "declared 128 MiB, braked at 200 MiB",
+    ),
     "nobody greedy": (verdict.braked, with_record(3, record(DATA)), "no call overreached"),
     "another died": (verdict.spared, with_record(2, record(DATA, status=-9)), "ended with -9: the last line"),
     "another failed": (verdict.spared, with_record(0, record(SEARCH, status=2)), "ended with 2"),
