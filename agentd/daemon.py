@@ -270,6 +270,9 @@ class Daemon:
         self._host.reconfigure(host_config(config))
         served = {str(listener) for listener in self._api.listeners}
         wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}
+        for listener in self._api.listeners:
+            if isinstance(listener, UnixListener) and str(listener) not in wanted:
+                await self._api.remove(listener)
         for name, listener in wanted.items():
             if name not in served:
                 await self._api.add(listener)

@@ -116,7 +116,7 @@ class RecordingBackend:
     def adopt_call(self, ref: CallRef, record: CallRecord) -> None:
         self.leaves.setdefault(ref.call_id, FakeLeaf(grant=record.call.grant, pids={record.main_pid}))
 
-    def place(self, ref: CallRef, pid: int) -> None:
+    def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
         if self.fail_place is not None:
             raise self.fail_place
         self.leaves[ref.call_id].pids.add(pid)
