@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 from agentd.cli.remote import AGENTS, OPERATORS, Remote
@@ -55,7 +56,7 @@ class Api:
         return list(self._remote.call(OPERATORS, "Doctor", pb.DoctorRequest(), pb.DoctorResponse).features)
 
     def open_session(self, tenant: str, name: str, labels: Mapping[str, str]) -> pb.OpenSessionResponse:
-        request = pb.OpenSessionRequest(tenant=tenant, name=name, labels=labels)
+        request = pb.OpenSessionRequest(tenant=tenant, name=name, labels=labels, uid=os.getuid())
         return self._remote.call(AGENTS, "OpenSession", request, pb.OpenSessionResponse)
 
     def close_session(self, session_id: str, *, kill: bool) -> None:
