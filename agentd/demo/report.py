@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from agentd.cli.table import Cell, Column, Style, render
+from agentd.cli.table import Cell, Column, Style, fold, paint, render
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.units import format_bytes, format_duration
 
@@ -25,6 +25,8 @@ _COLUMNS = (
     Column(title="ENDED", least=8),
     Column(title="WHAT WAS DONE TO IT, AND WHY", least=28),
 )
+_ARROW = "    ↳ "
+_INDENT = " " * len(_ARROW)
 _PATH = re.compile(r"(?<![\w=])/(?:[^\s/]+/)+")
 _FINE = frozenset(("exited", "braked"))
 
@@ -38,7 +40,10 @@ def table(
     width: int | None,
     colour: bool,
 ) -> list[str]:
-    """The table's lines. ``tenants`` and ``sessions``: names by id. Calls in the order of their begin."""
+    """The table's lines. ``tenants`` and ``sessions``: names by id. Calls in the order of their begin.
+
+    ``width`` None: as wide as need be; otherwise what was done to a call has lines of its own below it.
+    """
     done: dict[str, list[pb.Decision]] = {}
     for decision in decisions:
         done.setdefault(decision.call_id, []).append(decision)
@@ -63,7 +68,15 @@ def table(
                 Cell(what_was_done(done.get(call.id, ())), Style.WARN),
             )
         )
-    return render(_COLUMNS, rows, width=width, colour=colour)
+    if width is None:
+        return render(_COLUMNS, rows, colour=colour)
+    head, *lines = render(_COLUMNS[:-1], [row[:-1] for row in rows], width=width, colour=colour)
+    folded = [head]
+    for row, line in zip(rows, lines, strict=True):
+        folded.append(line)
+        for number, part in enumerate(fold(row[-1].text, max(20, width - len(_INDENT)))):
+            folded.append(paint(f"{_INDENT if number else _ARROW}{part}", Style.WARN, colour))
+    return folded
 
 
 def what_was_done(decisions: Sequence[pb.Decision]) -> str:

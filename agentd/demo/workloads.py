@@ -20,7 +20,7 @@ from typing import Final, Self
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent.parent
 PACKAGES: Final = ("agentd", "bpf", "controller", "gpu", "tui")
-C_UNITS: Final = 28
+C_UNITS: Final = 18
 COMMITS: Final = 240
 TRANSFER_MIB: Final = 48
 # Test suites of packages in requirements.lock that ship them and need nothing beside them.

@@ -146,6 +146,19 @@ def test_closing_table_has_what_was_done_and_why() -> None:
     assert len(lines) == 2
 
 
+def test_closing_table_of_a_narrow_terminal_tells_what_was_done_below_the_call() -> None:
+    decisions = [pb.Decision(call_id="c-1", at=1.0, action="kill", reason="no room came within three seconds")]
+    lines = report.table(
+        [call(pb.CALL_STATE_ENDED)],
+        decisions,
+        tenants={"t-1": "acme"},
+        sessions={"s-1": "refactor"},
+        width=36,
+        colour=False,
+    )
+    assert lines[2:] == ["    ↳ kill: no room came within", "      three seconds"]
+
+
 def test_explanations_are_those_that_agents_were_told() -> None:
     assert report.explanations([call(pb.CALL_STATE_ENDED)]) == ["make (make): It was stopped once."]
     assert report.explanations([call(pb.CALL_STATE_RUNNING)]) == []

@@ -102,7 +102,7 @@ async def test_search_reads_the_tree_and_finds(runner: Runner, workloads: Worklo
 async def test_c_project_compiles_and_checks_itself(runner: Runner, workloads: Workloads) -> None:
     done = await run(runner, workloads, "make")
     assert done.status == 0, done.output
-    assert "0 of 28 units failed" in done.output
+    assert "0 of 18 units failed" in done.output
 
 
 async def test_c_project_notices_a_wrong_unit(runner: Runner, workloads: Workloads) -> None:
@@ -115,7 +115,7 @@ async def test_c_project_notices_a_wrong_unit(runner: Runner, workloads: Workloa
     done = await runner.execute(broken, session_of(agent))
     assert call.cwd != broken.cwd
     assert done.status != 0
-    assert "1 of 28 units failed" in done.output
+    assert "1 of 18 units failed" in done.output
 
 
 async def test_fetch_gets_every_byte(runner: Runner, workloads: Workloads) -> None:
