@@ -343,38 +343,45 @@ static void print_outcome(const struct wire_in *outcome)
 	(void)ignored;
 }
 
+/* Wait for OUTCOME until `deadline` and print it. 0 when the daemon went away first: it may not have seen the END. */
+static int await_outcome(struct launcher *l, long long deadline)
+{
+	struct wire_in outcome;
+
+	while (l->sock >= 0) {
+		if (read_link(l, &outcome)) {
+			print_outcome(&outcome);
+			return 1;
+		}
+		if (l->gave_up || now_ms() >= deadline || (l->sock >= 0 && pause_ms(l, deadline - now_ms(), l->sock)))
+			return 1;
+	}
+	return 0;
+}
+
 /* Tell the daemon how the child ended and, where there may be something to say, wait for it and print it. Bounded: a
  * daemon that hangs or is gone never holds the tool's result back for long. */
 static void report_end(struct launcher *l, int status)
 {
-	long long deadline = now_ms() + RESUME_MS;
-	int want, sent = 0;
-	struct wire_in outcome;
+	long long resume_until = now_ms() + RESUME_MS, outcome_until = now_ms() + OUTCOME_MS;
+	int want;
 
 	read_link(l, NULL); /* ACTED may have come since */
 	want = status != 0 || l->acted;
-	while (!sent && !l->gave_up) {
+	while (!l->gave_up) {
 		if (l->sock < 0)
 			resume(l, 0);
 		if (l->sock >= 0) {
 			wire_start(&begin_message, WIRE_END);
 			wire_u32(&begin_message, TAG_STATUS, (uint32_t)status);
 			wire_u8(&begin_message, TAG_WANT, (uint8_t)want);
-			sent = link_send(l->sock, &begin_message, -1) == 0;
-			if (!sent)
+			if (link_send(l->sock, &begin_message, -1) != 0)
 				drop_link(l);
+			else if (!want || await_outcome(l, outcome_until))
+				return;
 		}
 		/* For a call that went well the daemon will find the empty leaf by itself: not worth anybody's time. */
-		if (!sent && (!want || now_ms() >= deadline || pause_ms(l, BACKOFF_MS, -1)))
-			return;
-	}
-	deadline = now_ms() + OUTCOME_MS;
-	while (sent && want && l->sock >= 0 && now_ms() < deadline) {
-		if (read_link(l, &outcome)) {
-			print_outcome(&outcome);
-			return;
-		}
-		if (l->sock >= 0 && pause_ms(l, deadline - now_ms(), l->sock))
+		if (!want || now_ms() >= resume_until || pause_ms(l, BACKOFF_MS, -1))
 			return;
 	}
 }

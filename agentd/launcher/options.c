@@ -94,7 +94,7 @@ static double number(struct setting s, const char *text, char **end)
 	if (!isdigit((unsigned char)text[0]) && text[0] != '.')
 		die("%s: '%s' does not begin with a number; write e.g. 1.5, 300M or 30s", s.name, s.value);
 	value = strtod(text, end);
-	if (strchr("xX", text[1]) && text[1])
+	if (text[0] == '0' && (text[1] == 'x' || text[1] == 'X'))
 		die("%s: '%s' is hexadecimal; write it in decimal", s.name, s.value);
 	return value;
 }
@@ -170,6 +170,7 @@ static void memory(struct setting s, struct options *options, struct wire_out *o
 static void destination(struct setting s, const char *item, size_t length, struct wire_out *out)
 {
 	char text[128];
+	const char *cidr = text;
 	char *port = NULL;
 
 	if (length == 0 || length >= sizeof text)
@@ -183,9 +184,8 @@ static void destination(struct setting s, const char *item, size_t length, struc
 			die("%s: '%s' lacks its ']'; write [V6CIDR]:PORT", s.name, text);
 		if (close[1])
 			port = close + 2;
-		memmove(close, close + 1, strlen(close));
 		*close = 0;
-		memmove(text, text + 1, strlen(text));
+		cidr = text + 1;
 	} else if (strchr(text, ':') && strchr(text, ':') == strrchr(text, ':')) {
 		/* One colon: a port. Several: an IPv6 network without brackets, which has none. */
 		port = strchr(text, ':') + 1;
@@ -197,10 +197,10 @@ static void destination(struct setting s, const char *item, size_t length, struc
 
 		if (digits == 0 || digits > 5 || port[digits])
 			die("%s: port '%s' is not a number from 0 to 65535", s.name, port);
-		snprintf(line, sizeof line, "%s %s", text, port);
+		snprintf(line, sizeof line, "%s %s", cidr, port);
 		wire_text(out, TAG_EGRESS, line);
 	} else {
-		wire_text(out, TAG_EGRESS, text);
+		wire_text(out, TAG_EGRESS, cidr);
 	}
 }
 
