@@ -45,7 +45,9 @@ def _dispatch(given: list[str]) -> int:
     parser = build()
     args = parser.parse_args(given)
     if args.version:
-        print(f"corral {version()}")
+        from agentd import __version__
+
+        print(f"corral {__version__}")
         return EXIT_OK
     if args.command is None:
         parser.print_help()
@@ -67,15 +69,6 @@ def _run_arguments(given: list[str]) -> list[str] | None:
             continue
         return given[position + 1 :] if word == "run" else None
     return None
-
-
-def version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("corral")
-    except metadata.PackageNotFoundError:
-        return "0 (not installed: run from a checkout)"
 
 
 def _one_line(text: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentd.cli import hostprobe
 from agentd.cli.context import Context
 from agentd.cli.errors import EXIT_FAILED, EXIT_OK, CliError, DaemonAway, NotPermitted
 from agentd.cli.hostprobe import FeatureLike, essential_missing, probe_host
 from agentd.cli.plain import Plain
+from agentd.cli.remote import parse_target
 from agentd.cli.table import Cell, Column, Style
 
 COLUMNS = (
@@ -49,7 +51,16 @@ def doctor(context: Context) -> int:
 def _features(context: Context) -> tuple[Sequence[FeatureLike], str]:
     try:
         with context.connect() as api:
-            return api.doctor(), f"agentd at {context.api}"
+            told = api.doctor()
+            mode = api.snapshot().host.mode
+        # What any process of the daemon's host can try is added where the daemon did not say it; our own rights are not
+        # asked: they are not the daemon's.
+        added: list[FeatureLike] = [hostprobe.tree_of(mode)]
+        if parse_target(context.api).path is not None:
+            added += [hostprobe.pidfd(), hostprobe.launcher(), hostprobe.pressure(), hostprobe.memory_info()]
+        names = {feature.name for feature in told}
+        own = [feature for feature in added if feature.name not in names]
+        return [*own, *told], f"agentd at {context.api}"
     except (DaemonAway, NotPermitted) as err:
         if context.args.api:
             raise  # this very daemon was asked for

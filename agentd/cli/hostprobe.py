@@ -45,22 +45,31 @@ class Feature:
 
 def probe_host() -> list[FeatureLike]:
     """Everything, in the order in which it matters. Never raises for what a host lacks."""
-    features: list[FeatureLike] = [cgroup(), pidfd(), launcher(), privilege(), pressure(), memory_info()]
-    features.extend(kernel_side())
-    return features
+    return [cgroup(), pidfd(), launcher(), privilege(), pressure(), memory_info(), *kernel_side()]
 
 
 def essential_missing(features: Iterable[FeatureLike]) -> list[str]:
     return [feature.name for feature in features if feature.name in ESSENTIAL and not feature.found]
 
 
+_NO_TREE: Final = "no limits, no freezing, no killing of a call as a whole: agentd can only observe"
+
+
+def tree_of(mode: str) -> Feature:
+    """The cgroup tree that a running daemon has: its HostStatus.mode (unified, hybrid, observe)."""
+    if mode in ("unified", "hybrid"):
+        return Feature("cgroup", True, mode)
+    return Feature("cgroup", False, mode or "unknown", _NO_TREE, "look for the cause in 'journalctl -u agentd'")
+
+
 def cgroup() -> Feature:
-    cost = "no limits, no freezing, no killing of a call as a whole: agentd can only observe"
     try:
         detect = importlib.import_module("controller.cgroup").detect
         host = detect()
     except Exception as err:  # every kind of host must get its line in the table
-        return Feature("cgroup", False, str(err), cost, getattr(err, "remedy", "") or "mount cgroup v2, run as root")
+        return Feature(
+            "cgroup", False, str(err), _NO_TREE, getattr(err, "remedy", "") or "mount cgroup v2, run as root"
+        )
     mode = getattr(host, "mode", "unknown")
     controllers = sorted(str(name) for name in getattr(host, "controllers", ()))
     return Feature("cgroup", True, f"{mode}; {', '.join(controllers) or 'no controllers'}")

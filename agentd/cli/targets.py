@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agentd.cli.errors import NotFoundError, UsageError
+from agentd.cli.table import clean, cut
 from agentd.proto.corral.v1 import corral_pb2 as pb
 
 Kind = Literal["call", "session", "tenant"]
@@ -47,7 +48,7 @@ def _all(snapshot: pb.SnapshotResponse) -> list[tuple[Found, str]]:
         (Found("session", s.id, f"session {s.id}" + (f" ({s.name})" if s.name else "")), s.name)
         for s in snapshot.sessions
     ]
-    listed += [(Found("call", c.id, f"call {c.id} ({c.command[:60]})"), "") for c in snapshot.calls]
+    listed += [(Found("call", c.id, f"call {c.id} ({cut(clean(c.command), 60)})"), "") for c in snapshot.calls]
     return listed
 
 

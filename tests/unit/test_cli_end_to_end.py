@@ -221,15 +221,21 @@ async def test_sessions(daemon: FakeDaemon) -> None:
     assert nobody.code == 2
 
 
-async def test_doctor_asks_the_daemon(daemon: FakeDaemon) -> None:
-    whole = await _json(daemon, "doctor")
+async def test_doctor_asks_the_daemon_and_adds_what_it_did_not_say(daemon: FakeDaemon) -> None:
+    launcher = {"CORRAL_EXEC": "/bin/true"}
+    told = await corral("doctor", "--json", api=daemon.target, environment=launcher)
+    assert told.code == 0, told.err
+    whole = json.loads(told.out)
     assert whole["source"].startswith("agentd at ")
     assert whole["essential_missing"] == []
-    assert whole["features"][1]["remedy"] == "another kernel"
+    features = {feature["name"]: feature for feature in whole["features"]}
+    assert len(features) == len(whole["features"])  # none twice
+    assert features["fentry"]["remedy"] == "another kernel"
+    assert features["cgroup"]["detail"] == "hybrid"  # the daemon's word, not ours
+    assert features["corral-exec"]["detail"] == "/bin/true"
     daemon.empty = True
-    done = await corral("doctor", api=daemon.target)
+    done = await corral("doctor", api=daemon.target, environment=launcher)
     assert done.code == 1
-    assert "1 of 2" not in done.out
     assert "essential and missing: cgroup" in done.err
 
 
