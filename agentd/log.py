@@ -45,11 +45,13 @@ _QUIET: Final = {"asyncio": logging.WARNING, "grpc": logging.WARNING, "pyroute2"
 
 
 class LogHandler(logging.Handler):
-    """Writes whole lines and flushes. A stream that fails loses the line, not the caller: ``lost`` counts those."""
+    """Writes whole lines and flushes. A stream that fails loses the line, not the caller: ``lost`` counts those.
+    ``as_json``: in which form."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
         super().__init__()
         self._stream = stream
+        self.as_json = as_json
         self.lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -94,7 +96,7 @@ def configure(
     final.append(_render_json if as_json else _text_renderer(stream, with_time=not to_journal))
     if to_journal:
         final.append(_with_priority(final.pop()))
-    handler = LogHandler(stream)
+    handler = LogHandler(stream, as_json=as_json)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=final, foreign_pre_chain=shared))
     _route([*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter])
     root = logging.getLogger()

@@ -61,7 +61,8 @@ def _run(config: Config, path: Path | None, overrides: dict[str, object]) -> int
     from agentd.daemon import Daemon, start_errors
     from agentd.log import configure, get_logger
 
-    configure(level=config.daemon.log_level, form=config.daemon.log_format, instance=config.daemon.instance)
+    handler = configure(level=config.daemon.log_level, form=config.daemon.log_format, instance=config.daemon.instance)
+    as_json = handler.as_json
     log = get_logger("corral.main")
 
     async def run() -> None:
@@ -70,10 +71,27 @@ def _run(config: Config, path: Path | None, overrides: dict[str, object]) -> int
     try:
         asyncio.run(run())
     except start_errors() as err:
-        log.critical("cannot run", error=str(err))
-        print(f"agentd: {err}", file=sys.stderr)
-        return EXIT_FAILED
+        return _cannot_run(str(err), as_json)
+    except Exception as err:
+        # a defect of ours: its place is for the report, at debug, not for the eyes of who starts a daemon
+        log.debug("internal error", exc_info=True)
+        return _cannot_run(
+            f"internal error: {type(err).__name__}: {err}; start it with --set daemon.log_level=debug for the place "
+            "where it happened, and report that",
+            as_json,
+        )
     return 0
+
+
+def _cannot_run(cause: str, as_json: bool) -> int:
+    """Once, in the form of the log: both would stand side by side on standard error."""
+    if as_json:
+        from agentd.log import get_logger
+
+        get_logger("corral.main").critical("cannot run", error=cause)
+    else:
+        print(f"agentd: {' '.join(cause.split())}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _purge(config: Config) -> int:

@@ -41,7 +41,10 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
     """eBPF where it is to be had, else the netlink stand-in (process connector and taskstats), else the BpfError."""
     try:
         if config.bpf.enabled:
-            return KernelSide.open(cgroup=root, pin_dir=config.bpf.pin_dir, on_event=on_event)
+            side = KernelSide.open(cgroup=root, pin_dir=config.bpf.pin_dir, on_event=on_event)
+            for detail in side.details:
+                _log.info("a part of the kernel side was not loaded", detail=detail)
+            return side
         cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
     except BpfError as err:
         cause = err

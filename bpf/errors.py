@@ -26,6 +26,12 @@ class BpfError(Exception):
         self.errno = errno
         super().__init__(f"{message}; {remedy}" if remedy else message)
 
+    @property
+    def brief(self) -> str:
+        """One line for a screen: the message without the log that may follow its first line, and the remedy."""
+        first = self.message.partition("\n")[0].rstrip(" ;")
+        return f"{first}; {self.remedy}" if self.remedy else first
+
 
 class Unavailable(BpfError):
     pass

@@ -53,16 +53,17 @@ class KernelSide:
     """Made by ``open``. A call is known by the id of its cgroup in the v2 hierarchy (the inode of its directory).
 
     ``parts``: which of tripwire, accounting, lifecycle, network, gates are at work; ``problems``: why others are not;
-    ``adopted``: which were found at work, left by a former daemon.
+    ``details``: those reasons in full, with libbpf's log; ``adopted``: which were found at work, left by a former daemon.
     """
 
     parts: frozenset[str]
     adopted: frozenset[str]
     problems: tuple[str, ...]
+    details: tuple[str, ...]
 
     def __init__(self, loader: Loader, pins: PinDir, on_event: Callable[[Event], None]) -> None:
         self.parts, self.problems = frozenset(loader.parts), tuple(loader.problems)
-        self.adopted = frozenset(loader.adopted)
+        self.adopted, self.details = frozenset(loader.adopted), tuple(loader.details)
         self._pins, self._on_event = pins, on_event
         self._cpus = possible_cpus()
         self._fds: list[int] = []

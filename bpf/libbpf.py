@@ -190,7 +190,11 @@ class Object:
                 log=log,
                 errno=code,
             )
-        remedy = "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN" if code in (1, 13) else "see the log"
+        remedy = (
+            "run agentd as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+            if code in (errno.EPERM, errno.EACCES)
+            else "the log has what libbpf said; `corral doctor` shows what this kernel lacks"
+        )
         raise LoadFailed(
             f"{self.path.name} cannot be loaded: {reason(code)}\n  {tail}\n", log=log, errno=code, remedy=remedy
         )

@@ -15,6 +15,7 @@ from bpf.libbpf import Object, get_pinned, info, library, reason
 from bpf.pins import PinDir
 
 OBJECTS: Final = Path(__file__).parent / "objects"
+KERNEL_TYPES: Final = Path("/sys/kernel/btf/vmlinux")  # where the kernel tells its types (BTF)
 _LINK_TYPE_CGROUP: Final = 3  # BPF_LINK_TYPE_CGROUP
 
 
@@ -23,6 +24,7 @@ class Part:
     name: str
     programs: tuple[str, ...]
     absence: str  # what it costs to be without
+    traces: bool = True  # hooks into the kernel, and so must know its types
 
 
 # In the order of their worth: what fails first is what would be missed first.
@@ -34,11 +36,17 @@ PARTS: Final = (
         "no faults, bytes read and written, run-queue wait and switches per call",
     ),
     Part("lifecycle", ("corral_fork", "corral_exec", "corral_victim"), "no forks and execs, no OOM victims per call"),
-    Part("network", ("corral_egress", "corral_ingress"), "no network bytes; open sockets escape a network policy"),
+    Part(
+        "network",
+        ("corral_egress", "corral_ingress"),
+        "no network bytes; open sockets escape a network policy",
+        traces=False,
+    ),
     Part(
         "gates",
         ("corral_connect4", "corral_connect6", "corral_sendmsg4", "corral_sendmsg6", "corral_device"),
         "network policies and GPU grants are not enforced",
+        traces=False,
     ),
 )
 
@@ -48,13 +56,17 @@ def digest_of(path: Path) -> str:
 
 
 class Loader:
-    """Brings every part up once: adopts what a former daemon left, loads the rest."""
+    """Brings every part up once: adopts what a former daemon left, loads the rest.
+
+    ``problems``: one line each, for screens. ``details``: the same errors in full, with what libbpf printed, for logs.
+    """
 
     def __init__(self, pins: PinDir, cgroup: Path, objects: Path = OBJECTS) -> None:
         self._pins, self._cgroup, self._objects = pins, cgroup, objects
         self.parts: set[str] = set()
         self.adopted: set[str] = set()
         self.problems: list[str] = []
+        self.details: list[str] = []
 
     def run(self) -> None:
         """Raises Unavailable when no part can be brought up; what a part lacked is in ``problems``."""
@@ -71,20 +83,39 @@ class Loader:
             self._pins.prepare()
             self._drop_incompatible()
             self._drop_unknown()
-            for part in PARTS:
-                try:
-                    self._bring_up(part, cgroup_fd)
-                except (BpfError, OSError) as err:
-                    self.problems.append(f"{part.name}: {err} ({part.absence})")
-                else:
-                    self.parts.add(part.name)
+            causes = self._bring_up_all(cgroup_fd)
         finally:
             os.close(cgroup_fd)
         if not self.parts:
             raise Unavailable(
-                "no eBPF program can be loaded: " + "; ".join(self.problems),
-                remedy="run as root on a kernel 6.1 or later with BTF; see `corral doctor`",
+                "no eBPF program can be loaded: " + "; ".join(causes),
+                remedy="run agentd as root on a kernel 6.1 or later with BTF; see `corral doctor`",
             )
+
+    def _bring_up_all(self, cgroup_fd: int) -> tuple[str, ...]:
+        """Returns the different causes for which parts are missing. Parts that lack the same thing are told of once."""
+        failed: dict[str, list[Part]] = {}
+        for part in PARTS:
+            try:
+                if part.traces and not KERNEL_TYPES.exists():
+                    raise Unavailable(
+                        f"the kernel tells no types (BTF): there is no {KERNEL_TYPES}",
+                        remedy="boot a kernel built with CONFIG_DEBUG_INFO_BTF",
+                    )
+                self._bring_up(part, cgroup_fd)
+            except BpfError as err:
+                # the object's name differs from part to part, what is wrong with it often does not
+                failed.setdefault(err.brief.removeprefix(f"{part.name}.bpf.o "), []).append(part)
+                self.details.append(f"{part.name}: {err}")
+            except OSError as err:
+                failed.setdefault(f"{err.filename or self._objects}: {err.strerror}", []).append(part)
+                self.details.append(f"{part.name}: {err}")
+            else:
+                self.parts.add(part.name)
+        for cause, parts in failed.items():
+            names, costs = ", ".join(p.name for p in parts), "; ".join(p.absence for p in parts)
+            self.problems.append(f"no eBPF {names}: {cause} ({costs})")
+        return tuple(failed)
 
     def _bring_up(self, part: Part, cgroup_fd: int) -> None:
         path = self._objects / f"{part.name}.bpf.o"
