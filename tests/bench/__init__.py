@@ -1,0 +1,1 @@
+"""Benchmarks: ``scripts/bench NAME [--runs N] [--quick] [--json FILE]``. They measure and report, they never assert."""

@@ -1,0 +1,261 @@
+"""How far past its threshold a call gets before the kernel stops it, and what a poller in user space would do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agentd.proto.corral.v1 import corral_pb2 as pb
+from tests.bench.harness import (
+    MEMORY_NOW,
+    MEMORY_PEAK,
+    BenchError,
+    Context,
+    Corral,
+    corral,
+    ended,
+    first_file,
+    line_of,
+    tell,
+)
+from tests.bench.result import Figure, Result, Row
+from tests.bench.stats import median, percentile
+
+MIB: Final = 1 << 20
+THRESHOLD: Final = 64 * MIB
+BOUND: Final = THRESHOLD + 256 * MIB  # what a burst touches that nothing stops
+POLLER_BOUND: Final = THRESHOLD + 1024 * MIB
+POLL_SECONDS: Final = 0.1
+HELD_WITHIN: Final = 5.0  # seconds from the decision until all of the call stands still
+HUGE_PAGE: Final = 2 * MIB
+
+# Nothing is raised (no room for such a step) and nothing is killed (another call of the tenant runs): what the brake
+# has stopped stays stopped, until its peak has been read.
+SETTINGS: Final = {"call": {"hard_limit_factor": "none", "raise_step": "64G", "hold_max": "10m"}}
+TENANT_MEMORY: Final = "8G"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    processes: int
+    pages: str  # small or huge
+
+    @property
+    def name(self) -> str:
+        return f"{self.pages}, {self.processes} process{'es' if self.processes > 1 else ''}"
+
+
+CELLS: Final = (Cell(1, "small"), Cell(8, "small"), Cell(1, "huge"), Cell(8, "huge"))
+
+
+class Decisions:
+    """The first brake of each call, from the operator's stream."""
+
+    def __init__(self) -> None:
+        self._brakes: dict[str, asyncio.Future[pb.Decision]] = {}
+
+    @contextlib.asynccontextmanager
+    async def follow(self, host: Corral) -> AsyncIterator[None]:
+        connected = asyncio.Event()
+        task = asyncio.create_task(self._follow(host, connected))
+        try:
+            await asyncio.wait_for(connected.wait(), 30)
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _follow(self, host: Corral, connected: asyncio.Event) -> None:
+        async for update in host.client.stream(host.client.operator.Watch, pb.WatchRequest(interval_seconds=60)):
+            connected.set()
+            if update.WhichOneof("update") == "decision" and update.decision.action == "brake":
+                future = self.brake_of(update.decision.call_id)
+                if not future.done():
+                    future.set_result(update.decision)
+
+    def brake_of(self, call_id: str) -> asyncio.Future[pb.Decision]:
+        return self._brakes.setdefault(call_id, asyncio.get_running_loop().create_future())
+
+
+async def measure(context: Context) -> Result:
+    rounds = context.count(full=60, quick=10)
+    result = Result(runs=rounds)
+    hold = context.compile("hold")
+    async with corral(context, settings=SETTINGS, tenant={"memory_max": TENANT_MEMORY}) as host:
+        result.mode = host.mode
+        decisions = Decisions()
+        async with decisions.follow(host):
+            sibling = await host.start(hold)
+            try:
+                await _rounds(context, host, decisions, rounds, result=result)
+            finally:
+                await ended(sibling)
+    _summarise(result)
+    return result
+
+
+async def _rounds(context: Context, host: Corral, decisions: Decisions, rounds: int, *, result: Result) -> None:
+    burst = context.compile("burst")
+    phase = random.Random(20261124)  # noqa: S311 - moments of a measurement, the same in every run
+    for turn in range(rounds):
+        for i in range(len(CELLS)):
+            cell = CELLS[(turn + i) % len(CELLS)]
+            result.rows.append({"round": turn, **await _braked(host, burst, decisions, cell)})
+        for cell in (CELLS[0], CELLS[1]):
+            result.rows.append({"round": turn, **await _polled(host, burst, cell, phase.random() * POLL_SECONDS)})
+        if (turn + 1) % 10 == 0:
+            context.say(f"{turn + 1} of {rounds} rounds")
+
+
+async def _braked(host: Corral, burst: Path, decisions: Decisions, cell: Cell) -> Row:
+    words = (str(cell.processes), str(BOUND), cell.pages)
+    process = await host.start(burst, *words, options=("--memory", f":{THRESHOLD}"))
+    try:
+        call = await line_of(process)
+        brake = decisions.brake_of(call)
+        groups = await host.group(call)
+        await tell(process)
+        gone = asyncio.ensure_future(process.wait())
+        await asyncio.wait((brake, gone), return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        row: Row = {
+            "arm": "brake",
+            "cell": cell.name,
+            "processes": cell.processes,
+            "pages": cell.pages,
+            "stopped": True,
+        }
+        if not brake.done():
+            # it touched all that it had: nothing stopped it. That is the worst that there is, and counts as such
+            usage = (await host.outcome(call)).usage if gone.done() else None
+            peak = usage.memory_peak_bytes if usage is not None else BOUND
+            return {**row, "stopped": False, "overshoot_bytes": peak - THRESHOLD, "event_ms": None}
+        evidence = brake.result().evidence
+        await _all_held(first_file(groups, "cgroup.events"), call)
+        peak = int(first_file(groups, *MEMORY_PEAK).read_text("ascii"))
+        await host.kill(call)
+        await gone
+    finally:
+        await ended(process)
+    return {
+        **row,
+        "first_stop_overshoot_bytes": evidence["overshoot_bytes"],
+        "overshoot_bytes": peak - THRESHOLD,
+        "event_ms": evidence["event_ms"],
+    }
+
+
+async def _all_held(events: Path, call: str) -> None:
+    """Until every process of the call stands still: only then is its peak final."""
+    deadline = time.monotonic() + HELD_WITHIN
+    while "frozen 1" not in events.read_text("ascii"):
+        if time.monotonic() > deadline:
+            raise BenchError(f"call {call} was braked and is not frozen {HELD_WITHIN:g} s later")
+        await asyncio.sleep(0.002)
+
+
+async def _polled(host: Corral, burst: Path, cell: Cell, delay: float) -> Row:
+    """The same burst in a call with no threshold; a thread reads its memory every 100 ms and sends SIGSTOP."""
+    process = await host.start(burst, str(cell.processes), str(POLLER_BOUND), cell.pages)
+    try:
+        call = await line_of(process)
+        groups = await host.group(call)
+        poller = _Poller(first_file(groups, *MEMORY_NOW), first_file(groups, "cgroup.procs"))
+        peak_file = first_file(groups, *MEMORY_PEAK)
+        poller.start()
+        await asyncio.sleep(delay)  # the burst begins at any moment between two looks
+        await tell(process)
+        gone = asyncio.ensure_future(process.wait())
+        stopped = asyncio.ensure_future(asyncio.to_thread(poller.wait, 30.0))
+        await asyncio.wait((gone, stopped), return_when=asyncio.FIRST_COMPLETED)
+        poller.end()
+        caught = await stopped
+        # a burst that ended first went as far as it was let: the true overshoot would be larger
+        peak = int(peak_file.read_text("ascii")) if caught else POLLER_BOUND
+        if caught:
+            await host.kill(call)
+        await gone
+    finally:
+        await ended(process)
+    return {
+        "arm": "poller",
+        "cell": cell.name,
+        "processes": cell.processes,
+        "pages": cell.pages,
+        "stopped": caught,
+        "overshoot_bytes": peak - THRESHOLD,
+    }
+
+
+class _Poller(threading.Thread):
+    """What an agent host without a kernel side does. A thread of its own: the event loop must not delay it."""
+
+    def __init__(self, usage: Path, procs: Path) -> None:
+        super().__init__(name="poller", daemon=True)
+        self._usage, self._procs = usage, procs
+        self._stop_asked = threading.Event()
+        self._done = threading.Event()
+        self.caught = False
+
+    def run(self) -> None:
+        try:
+            while not self._stop_asked.wait(POLL_SECONDS):
+                # the call may end, and its group go, at any moment
+                with contextlib.suppress(OSError):
+                    if int(self._usage.read_text("ascii")) > THRESHOLD:
+                        for pid in self._procs.read_text("ascii").split():
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(int(pid), signal.SIGSTOP)
+                        self.caught = True
+                        return
+        finally:
+            self._done.set()
+
+    def end(self) -> None:
+        self._stop_asked.set()
+
+    def wait(self, within: float) -> bool:
+        """Whether it stopped the call."""
+        self._done.wait(within)
+        return self.caught
+
+
+def _summarise(result: Result) -> None:
+    def values(arm: str, key: str, pages: str) -> list[float]:
+        rows = (row for row in result.rows if row["arm"] == arm and row["pages"] == pages)
+        return [float(value) for row in rows if (value := row.get(key)) is not None]
+
+    cpus = os.cpu_count() or 1
+    small, huge = values("brake", "overshoot_bytes", "small"), values("brake", "overshoot_bytes", "huge")
+    events = values("brake", "event_ms", "small") + values("brake", "event_ms", "huge")
+    poller = values("poller", "overshoot_bytes", "small")
+    result.summary = {
+        "overshoot_p99_bytes": Figure(value=percentile(small, 99), unit="bytes", at_most=MIB, samples=small),
+        "overshoot_huge_p99_bytes": Figure(
+            value=percentile(huge, 99), unit="bytes", at_most=HUGE_PAGE * cpus, samples=huge
+        ),
+        "event_p99_ms": Figure(value=percentile(events, 99) if events else None, unit="ms", at_most=5, samples=events),
+        "poller_overshoot_p50_bytes": Figure(value=median(poller), unit="bytes", samples=poller),
+    }
+    for cell in CELLS:
+        found = [
+            float(row["overshoot_bytes"] or 0)
+            for row in result.rows
+            if row["arm"] == "brake" and row["cell"] == cell.name
+        ]
+        key = f"overshoot_{cell.pages}_{cell.processes}_p99_bytes"
+        result.summary[key] = Figure(value=percentile(found, 99), unit="bytes", samples=found)
+    missed = sum(1 for row in result.rows if row["arm"] == "brake" and not row["stopped"])
+    if missed:
+        result.notes.append(f"{missed} bursts were not stopped at all; they count with their whole peak")
+    escaped = sum(1 for row in result.rows if row["arm"] == "poller" and not row["stopped"])
+    if escaped:
+        result.notes.append(f"{escaped} bursts were over before the poller looked; they count with all they touched")
