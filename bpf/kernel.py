@@ -26,6 +26,8 @@ from bpf.types import MAX_CALLS, Counters, Event, NetworkMode, NetworkPolicy
 _MAX_BYTES: Final = 1 << 62
 _RETRIES: Final = 3  # readings of one call, while its tasks end under the reader
 _ZERO_KEY: Final = b"\0\0\0\0"
+_HUGE_PAGE: Final = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_LARGEST_HUGE_PAGE: Final = 512 << 20  # of arm64 with 64 KiB pages: where the kernel does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class KernelSide:
     """Made by ``open``. A call is known by the id of its cgroup in the v2 hierarchy (the inode of its directory).
 
     ``parts``: which of tripwire, accounting, lifecycle, network, gates are at work; ``problems``: why others are not;
-    ``details``: those reasons in full, with libbpf's log; ``adopted``: which were found at work, left by a former daemon.
+    ``details``: those reasons in full, with libbpf's log; ``adopted``: which were found at work, left by a daemon.
     """
 
     parts: frozenset[str]
@@ -67,7 +69,8 @@ class KernelSide:
         self._pins, self._on_event = pins, on_event
         self._cpus = possible_cpus()
         self._fds: list[int] = []
-        self._pass, self._settle, self._armed, self._undecodable = 0, 0, 0, 0
+        self._pass, self._settle, self._armed, self._generation, self._undecodable = 0, 0, 0, 0, 0
+        self._stride = self._cpus * huge_page_bytes()
         self._floor: dict[int, tuple[int, ...]] = {}
         self._known: dict[int, _Call] = {}
         self._ring: Ring | None = None
@@ -191,9 +194,9 @@ class KernelSide:
         self._delete(self._key(cgroup_id))
         self._floor.pop(cgroup_id, None)
         was = self._known.pop(cgroup_id, None)
-        if was is not None and was.armed:
-            self._armed -= 1
-            self._write_config()
+        if was is not None:
+            self._armed -= was.armed
+            self._new_generation()
 
     def registered(self) -> set[int]:
         return set(self._known)
@@ -390,13 +393,16 @@ class KernelSide:
             self._known[cgroup_id] = _Call(notify, brake, memory_id, epoch, NetworkMode(network), bool(gpu))
         raw = self._config.get(_ZERO_KEY)
         if raw:
-            self._pass = layout.CONFIG.unpack(raw)[1]
+            self._pass, self._generation = (layout.CONFIG.unpack(raw)[i] for i in (1, 5))
         self._armed = sum(call.armed for call in self._known.values())
         self._write_config()
 
     def _write_config(self) -> None:
         page = os.sysconf("SC_PAGE_SIZE")
-        self._config.put(_ZERO_KEY, layout.CONFIG.pack(page, self._pass, self._settle, self._armed, 0))
+        self._config.put(
+            _ZERO_KEY,
+            layout.CONFIG.pack(page, self._pass, self._settle, self._stride, self._armed, self._generation),
+        )
 
     def _put_call(self, cgroup_id: int, call: _Call) -> None:
         was = self._known.get(cgroup_id)
@@ -404,7 +410,12 @@ class KernelSide:
         self._known[cgroup_id] = call
         if call.armed != (was is not None and was.armed):
             self._armed += 1 if call.armed else -1
-            self._write_config()
+        self._new_generation()
+
+    def _new_generation(self) -> None:
+        """Makes the tripwire look anew at every process: what it may let pass has changed."""
+        self._generation = (self._generation + 1) & 0xFFFF_FFFF
+        self._write_config()
 
     def _put_rules(self, key: bytes, policy: NetworkPolicy) -> None:
         if policy.mode is NetworkMode.LIST:
@@ -427,6 +438,16 @@ class KernelSide:
         if not 0 < cgroup_id < 1 << 64:
             raise InvalidPolicy(f"{cgroup_id} is not the id of a group", remedy="give the inode of its v2 directory")
         return layout.KEY.pack(cgroup_id)
+
+
+def huge_page_bytes() -> int:
+    """The most that one page fault can bring in: a transparent huge page, or a small page where there are none."""
+    try:
+        return int(_HUGE_PAGE.read_text())
+    except FileNotFoundError:  # built without transparent huge pages
+        return os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return _LARGEST_HUGE_PAGE
 
 
 def _threshold(name: str, value: int | None) -> int:

@@ -22,7 +22,7 @@ from bpf.types import (
 
 # "=": native byte order, no padding of our own: corral.h is padded explicitly.
 KEY: Final = struct.Struct("=Q")
-CONFIG: Final = struct.Struct("=QQQII")  # page_size, pass, settle, armed, pad
+CONFIG: Final = struct.Struct("=QQQQII")  # page_size, pass, settle, stride, armed, generation
 CALL: Final = struct.Struct("=QQQIIII")  # notify, brake, memory_id, epoch, network, gpu, pad
 STATE: Final = struct.Struct("=QQIIIIII")
 USAGE_FIELDS: Final = (

@@ -41,8 +41,16 @@ struct corral_config {
 	__u64 page_size;
 	__u64 pass;	  /* number of the current pass over the tasks */
 	__u64 settle;	  /* in this pass, harvest the live tasks of this group now (0: of none) */
+	__u64 stride;	  /* bytes by which a call may grow at most, all CPUs together, for one fault on each */
 	__u32 armed;	  /* how many calls have a threshold: 0 ends the hot path at once */
-	__u32 pad;
+	__u32 generation; /* changes whenever a call is registered, armed or forgotten */
+};
+
+/* Per CPU: for how many more faults of this address space nothing can have happened that matters. */
+struct corral_credit {
+	__u64 mm;
+	__u32 generation;
+	__u32 left;
 };
 
 /* What user space asks of one call; keyed by the id of its v2 cgroup. Never written by the kernel side. */
