@@ -15,6 +15,8 @@ from controller.cgroup import NoUsableCgroups, Tree, detect
 from controller.enforce import Enforcer
 from controller.kernelside import KernelSide as KernelSidePort
 
+_DEMANDED: Final = frozenset({"memory", "cpu", "pids"})
+
 _log: Final = structlog.get_logger("corral.platform")
 
 
@@ -27,8 +29,10 @@ def choose_backend(config: Config) -> Backend:
     if config.daemon.mode == "observe":
         return _observer("daemon.mode is observe: no limits, no cgroups")
     try:
-        tree = Tree(detect(), config.cgroup.root)
+        tree = Tree(detect(config.cgroup.root), config.cgroup.root)
         tree.prepare()
+        if config.daemon.mode == "enforce":
+            _demand_controllers(tree)
     except NoUsableCgroups as err:
         if config.daemon.mode == "enforce":
             raise CannotEnforceHere(f'daemon.mode is "enforce", but limits cannot be enforced here: {err}') from err
@@ -51,6 +55,18 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
     from controller.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for
 
     return NetlinkSide.open(cgroup=root, on_event=on_event, because=cause)
+
+
+def _demand_controllers(tree: Tree) -> None:
+    """Mode "enforce" stands for all limits: a host without some of them is one that cannot. Raises NoUsableCgroups."""
+    lacking = sorted(_DEMANDED - tree.controllers)
+    if lacking:
+        why = "; ".join(tree.host.problems) or "not delegated to agentd"
+        raise NoUsableCgroups(
+            tree.root.path,
+            f"no {', '.join(lacking)} controller ({why})",
+            remedy='mount or delegate it, or set daemon.mode = "auto" to go without',
+        )
 
 
 def _observer(why: str) -> Backend:

@@ -113,6 +113,10 @@ class Backend(Protocol):
     @property
     def can_gate_network(self) -> bool: ...
     @property
+    def controllers(self) -> frozenset[str]:
+        """Of memory, cpu, pids and io those whose limits can be set. Nothing of the others is ever handed down."""
+
+    @property
     def missing(self) -> tuple[str, ...]: ...
 
     def start(self, listener: Listener, /) -> Found:

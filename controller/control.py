@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 
+from controller.ceilings import check_below, check_settable
 from controller.endings import Endings
 from controller.holds import Holds
 from controller.model import (
@@ -13,6 +13,7 @@ from controller.model import (
     Action,
     CallId,
     CallView,
+    CannotEnforce,
     ControllerError,
     Grant,
     Intent,
@@ -98,6 +99,7 @@ class Control:
             raise WrongState(
                 "this host only observes", field="target", remedy="run agentd as root on a host with cgroups"
             )
+        check_settable(limits, self._shared.backend.controllers)
         found = self._find(target)
         if isinstance(found, Call):
             self._limit_call(found, limits, tripwire)
@@ -105,7 +107,7 @@ class Control:
         if tripwire is not None:
             raise InvalidRequest("thresholds belong to calls", field="brake_bytes", remedy="name a call")
         if isinstance(found, Session):
-            _check_below(limits, found.tenant.limits, f"tenant {found.tenant.name!r}")
+            check_below(limits, found.tenant.limits, f"tenant {found.tenant.name!r}")
             self._shared.backend.limit_session(found.tenant.id, found.id, limits)
         else:
             self._sessions.change_tenant(found.name, limits=limits, priority=None)
@@ -113,7 +115,7 @@ class Control:
     def _limit_call(self, call: Call, limits: Limits, tripwire: Tripwire | None) -> None:
         if call.queued or call.outcome is not None:
             raise WrongState(f"call {call.id} is {call.state.value}", field="target", remedy="name a running call")
-        _check_below(limits, call.tenant.limits, f"tenant {call.tenant.name!r}")
+        check_below(limits, call.tenant.limits, f"tenant {call.tenant.name!r}")
         wires = call.grant.tripwire
         if tripwire is not None:
             wires = Tripwire(notify=_wire(tripwire.notify, wires.notify), brake=_wire(tripwire.brake, wires.brake))
@@ -169,11 +171,13 @@ class Control:
                 enforced=backend.enforces,
                 can_gate_network=backend.can_gate_network,
                 can_brake=backend.can_brake,
+                controllers=backend.controllers,
             ),
             self._shared.config.call,
         )
         if isinstance(answer, Refusal):
-            raise InvalidRequest(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
+            kind = CannotEnforce if answer.unenforceable else InvalidRequest
+            raise kind(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
         if not isinstance(answer, Grant):
             raise WrongState(answer.message, field="intent", remedy="retry later, or declare less")
         try:
@@ -195,22 +199,3 @@ def _wire(new: int | None, old: int | None) -> int | None:
     if new is None:
         return old
     return new if new > 0 else None
-
-
-def _check_below(limits: Limits, ceiling: Limits, whose: str) -> None:
-    pairs: Sequence[tuple[str, float | None, float | None]] = (
-        ("memory_max_bytes", limits.memory_max, ceiling.memory_max),
-        ("cpu_cores", limits.cpu_max, ceiling.cpu_max),
-        ("pids", limits.pids_max, ceiling.pids_max),
-    )
-    for name, value, top in pairs:
-        if value is None or top is None or top == UNLIMITED:
-            continue
-        if value == UNLIMITED or value > top:
-            asked = "unlimited" if value == UNLIMITED else f"{value:g}"
-            raise InvalidRequest(
-                f"{asked} is above the ceiling of {whose}, {top:g}",
-                field=f"limits.{name}",
-                value=asked,
-                remedy=f"give at most {top:g}, or raise the tenant's ceiling first",
-            )

@@ -85,6 +85,7 @@ class Enforcer:
         self._open_kernel = open_kernel
         self._kernel: KernelSide | None = None
         self._missing: list[str] = [*tree.host.problems]
+        self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
         self._watcher: Watcher | None = None
         self._listener: Listener | None = None
         self._lock: int | None = None
@@ -110,8 +111,12 @@ class Enforcer:
         return self._kernel is not None and "gates" in self._kernel.parts
 
     @property
+    def controllers(self) -> frozenset[str]:
+        return self._tree.controllers
+
+    @property
     def missing(self) -> tuple[str, ...]:
-        return tuple(self._missing)
+        return (*self._missing, *self._unset.values())
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -172,8 +177,16 @@ class Enforcer:
 
     def add_tenant(self, tenant: TenantView) -> tuple[str, ...]:
         group = self._tree.tenant(tenant.id)
-        notes = group.create(tenant.limits, exist_ok=True)
+        have = self._tree.controllers
+        lacking = tenant.limits.lacking(have)
+        notes = (
+            *(f"{name} is not set: this host has no {controller} controller" for name, controller in lacking.items()),
+            *group.create(tenant.limits.only(have), exist_ok=True),
+        )
         group.set_xattr(encode(tenant))
+        self._unset.pop(tenant.id, None)
+        if notes:
+            self._unset[tenant.id] = f"limits of tenant {tenant.name!r} are not all in force: {'; '.join(notes)}"
         return notes
 
     def tenant_memory(self, tenant_id: TenantId) -> int | None:
@@ -184,6 +197,7 @@ class Enforcer:
 
     def remove_tenant(self, tenant_id: TenantId) -> None:
         self._tree.tenant(tenant_id).delete()
+        self._unset.pop(tenant_id, None)
 
     def add_session(self, record: SessionRecord) -> None:
         session = record.session

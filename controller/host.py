@@ -236,6 +236,7 @@ class Host:
             enforced=shared.backend.enforces,
             can_gate_network=shared.backend.can_gate_network,
             can_brake=shared.backend.can_brake,
+            controllers=shared.backend.controllers,
         )
         answer = decide(call.intent, room, shared.config.call)
         if isinstance(answer, Wait):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import structlog
 
 from controller.backend import SessionRecord
+from controller.ceilings import check_settable
 from controller.config import TenantConfig
 from controller.endings import Endings
 from controller.model import (
@@ -98,6 +99,8 @@ class Sessions:
     def change_tenant(self, name: str, *, limits: Limits | None, priority: int | None) -> TenantView:
         """What an operator asks for at run time; an unknown name makes a new tenant, whose sessions root may open."""
         old = self._shared.registry.by_name.get(name)
+        if limits is not None and self._shared.backend.enforces:
+            check_settable(limits, self._shared.backend.controllers)
         if priority is not None and not 0 <= priority <= 100:
             raise InvalidRequest(
                 f"{priority} is out of range", field="priority", value=str(priority), remedy="0 to 100"

@@ -7,6 +7,16 @@ from typing import Final, TypeVar
 
 UNLIMITED: Final = -1
 
+_CONTROLLER_OF: Final = {
+    "memory_max": "memory",
+    "memory_high": "memory",
+    "memory_low": "memory",
+    "cpu_max": "cpu",
+    "cpu_weight": "cpu",
+    "pids_max": "pids",
+    "io_weight": "io",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -24,6 +34,19 @@ class Limits:
         """These limits, with every field that ``other`` sets taken from it."""
         values = {f.name: getattr(other, f.name) for f in fields(other) if getattr(other, f.name) is not None}
         return Limits(**{f.name: values.get(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    def lacking(self, controllers: frozenset[str]) -> dict[str, str]:
+        """Limits that are set and whose controller is not among ``controllers``: field → controller."""
+        return {
+            name: controller
+            for name, controller in _CONTROLLER_OF.items()
+            if controller not in controllers and getattr(self, name) not in (None, UNLIMITED)
+        }
+
+    def only(self, controllers: frozenset[str]) -> Limits:
+        """These limits without those of other controllers, which are left untouched."""
+        kept = {name: getattr(self, name) for name, controller in _CONTROLLER_OF.items() if controller in controllers}
+        return Limits(**kept)
 
     def tightened(self, other: Limits) -> Limits:
         """The tighter of both in every ceiling: no authority loosens another's limit. Weights take ``other``'s."""

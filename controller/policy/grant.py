@@ -22,6 +22,7 @@ class Room:
     enforced: bool  # whether limits can be enforced on this host
     can_gate_network: bool = True
     can_brake: bool = True
+    controllers: frozenset[str] = frozenset({"memory", "cpu", "pids"})  # whose limits this host can set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,8 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
     if peak is not None and not room.can_brake:
         notes.append("brake: not to be had on this host (see corral doctor); the hard limit holds")
     return Grant(
-        limits=_limits(peak, cpu, intent, config, ceiling),
+        # without the defaults that this host has no controller for; what the call itself asked for was refused above
+        limits=_limits(peak, cpu, intent, config, ceiling).only(room.controllers),
         tripwire=_tripwire(typical, peak, config) if room.can_brake else Tripwire(),
         priority=priority,
         enforced=True,
@@ -150,6 +152,20 @@ def _cannot_enforce(intent: Intent, room: Room) -> Refusal | None:
             remedy=remedy,
             unenforceable=True,
         )
+    for name, controller, asked in (
+        ("memory_peak", "memory", intent.memory_peak),
+        ("cpu", "cpu", intent.cpu),
+        ("pids", "pids", intent.pids),
+    ):
+        if asked is not None and room.enforced and controller not in room.controllers:
+            return Refusal(
+                code="no_controller",
+                field=f"intent.{name}",
+                value=f"{asked:g}" if isinstance(asked, float) else str(asked),
+                message=f"this host has no {controller} controller, it cannot enforce the limit",
+                remedy=f"give agentd the {controller} controller (corral doctor says why it is not there), or omit it",
+                unenforceable=True,
+            )
     if intent.network.value != "any" and not room.can_gate_network:
         return Refusal(
             code="no_network_gate",

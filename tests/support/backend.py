@@ -52,6 +52,7 @@ class RecordingBackend:
         self.mode = "hybrid" if enforcing else "observe"
         self.can_brake = enforcing
         self.can_gate_network = enforcing
+        self.controllers = frozenset({"memory", "cpu", "pids", "io"}) if enforcing else frozenset()
         self.missing: tuple[str, ...] = ()
         self.leaves: dict[CallId, FakeLeaf] = {}
         self.removed: list[CallId] = []
