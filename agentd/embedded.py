@@ -84,6 +84,8 @@ class EmbeddedDaemon:
         self.log_file: Final = directory / "agentd.log"
         self._python = python
         self._process: asyncio.subprocess.Process | None = None
+        self._notify: socket.socket | None = None  # open as long as the daemon runs: it goes on telling its state
+        self._was_ready = False
         for made in (self.runtime_dir, self.state_dir):
             made.mkdir(parents=True, exist_ok=True)
         configuration: dict[str, Table] = {
@@ -118,21 +120,26 @@ class EmbeddedDaemon:
             raise EmbeddedError(f"daemon {self.name} runs already (pid {self.pid}); stop() it first")
         address = self.directory / "notify.sock"
         address.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        self._notify = notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
             notify.bind(str(address))
             notify.setblocking(False)
             self._process = await self._spawn(address)
-            ended = asyncio.ensure_future(self._process.wait())
-            ready = asyncio.ensure_future(_ready(notify))
-            try:
-                await asyncio.wait((ended, ready), timeout=within, return_when=asyncio.FIRST_COMPLETED)
-                if ready.done() and not ready.cancelled() and ready.exception() is None:
-                    return
-                what = f"ended with status {ended.result()}" if ended.done() else f"was not ready within {within:g} s"
-            finally:
-                for task in (ended, ready):
-                    task.cancel()
-                await asyncio.gather(ended, ready, return_exceptions=True)
+        except BaseException:
+            self._close_notify()
+            raise
+        ended = asyncio.ensure_future(self._process.wait())
+        ready = asyncio.ensure_future(_ready(notify))
+        try:
+            await asyncio.wait((ended, ready), timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and ready.exception() is None:
+                self._was_ready = True
+                return
+            what = f"ended with status {ended.result()}" if ended.done() else f"was not ready within {within:g} s"
+        finally:
+            for task in (ended, ready):
+                task.cancel()
+            await asyncio.gather(ended, ready, return_exceptions=True)
         await self.kill()
         raise StartFailed(f"agentd {self.name} {what}; its log {self.log_file} ends with:\n{self.log_tail()}")
 
@@ -165,7 +172,13 @@ class EmbeddedDaemon:
                 await asyncio.wait_for(asyncio.shield(self._process.wait()), within)
             except TimeoutError:
                 return await self.kill()
+        self._close_notify()
         return await self._process.wait()
+
+    def _close_notify(self) -> None:
+        if self._notify is not None:
+            self._notify.close()
+            self._notify = None
 
     async def kill(self) -> int:
         """SIGKILL, as a crash would. Its exit status (-9, unless it had ended before)."""
@@ -174,7 +187,9 @@ class EmbeddedDaemon:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        return await self._process.wait()
+        status = await self._process.wait()
+        self._close_notify()
+        return status
 
     async def purge(self, *, within: float = 30.0) -> None:
         """Ends the daemon and all of its calls, and removes its cgroups and pins; checks that nothing is left."""
@@ -201,14 +216,25 @@ class EmbeddedDaemon:
                 purge.kill()
                 await purge.wait()
                 status = None
-        left = self.leftovers()
-        if left or status != 0:
+        left = await self._settled()
+        # a daemon that never came up (its configuration may be wrong) has nothing to purge, and need not be able to
+        if left or (status != 0 and self._was_ready):
             await self._scrub()
             state = f"did not end within {within:g} s" if status is None else f"ended with status {status}"
             raise PurgeFailed(
                 f"agentd --purge of {self.name} {state}; left behind, and then removed by force: "
                 f"{', '.join(left) or 'nothing'}; the log {self.log_file} ends with:\n{self.log_tail()}"
             )
+
+    async def _settled(self, *, within: float = 8.0) -> list[str]:
+        """What is left once launchers, whose calls and daemon are gone, had time to notice and to end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within
+        while True:
+            left = self.leftovers()
+            if not left or loop.time() > deadline:
+                return left
+            await asyncio.sleep(0.1)
 
     async def _scrub(self) -> None:
         """Removes by the kernel's own means what a daemon left that could not purge itself. As far as that goes."""
