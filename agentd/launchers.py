@@ -66,6 +66,13 @@ class Launchers:
         self._host.hung_up(CallId(call_id))
 
     async def resume(self, peer: Peer, call_id: str, link: Link) -> None:
+        if peer.pidfd_pid is not None and self._host.whose(peer.pidfd_pid).call_id != call_id:
+            raise NotAllowed(
+                f"process {peer.pidfd_pid} is not of call {call_id}",
+                field="call",
+                value=call_id,
+                remedy="resume a call with the process that began it",
+            )
         self._host.recovery.resume(CallId(call_id), peer.uid, peer.pid, link.acted)
 
     async def open_session(self, peer: Peer, tenant: str, name: str) -> tuple[str, str]:

@@ -160,9 +160,17 @@ class Enforcer:
         for group in found.sessions:
             with self._reporting(group, strange):
                 sessions.append(decode(SessionRecord, group.get_xattr()))
+        ids = set()
         for group in found.calls:
             with self._reporting(group, strange):
+                if group.get_xattr() is None and not group.populated():
+                    group.delete()  # a daemon died while it made this one: nobody was let in
+                    continue
+                ids.add(group.id)
                 calls.append(decode(CallRecord, group.get_xattr()))
+        if self._kernel is not None:
+            for gone in self._kernel.registered() - ids:
+                self._kernel.forget(gone)
         return Found(tenants=tuple(tenants), sessions=tuple(sessions), calls=tuple(calls), strange=tuple(strange))
 
     @staticmethod

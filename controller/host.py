@@ -218,6 +218,7 @@ class Host:
         wait = self.begin_now(call)
         if wait is not None:
             await self.wait_turn(call, wait)
+        self.shared.remember(call)
         return call.view()
 
     def _start(self, call: Call) -> Wait | None:
