@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from agentd.cli.remote import AGENTS, OPERATORS, Remote
+from agentd.cli.remote import Remote
 from agentd.proto.corral.v1 import corral_pb2 as pb
 
 
@@ -23,46 +23,46 @@ class Api:
         self._remote.__exit__(*error)
 
     def snapshot(self, *, with_ended: bool = False) -> pb.SnapshotResponse:
-        return self._remote.call(OPERATORS, "Snapshot", pb.SnapshotRequest(with_ended=with_ended), pb.SnapshotResponse)
+        return self._remote.call(self._remote.operator.Snapshot, pb.SnapshotRequest(with_ended=with_ended))
 
     def watch(self, interval: float = 0.0) -> Iterator[pb.WatchResponse]:
-        return self._remote.stream(OPERATORS, "Watch", pb.WatchRequest(interval_seconds=interval), pb.WatchResponse)
+        return self._remote.stream(self._remote.operator.Watch, pb.WatchRequest(interval_seconds=interval))
 
     def history(self, request: pb.HistoryRequest) -> pb.HistoryResponse:
-        return self._remote.call(OPERATORS, "History", request, pb.HistoryResponse)
+        return self._remote.call(self._remote.operator.History, request)
 
     def set_tenant(self, name: str, limits: pb.Limits | None, priority: int | None) -> pb.Tenant:
         request = pb.SetTenantRequest(name=name, limits=limits, priority=priority)
-        return self._remote.call(OPERATORS, "SetTenant", request, pb.SetTenantResponse).tenant
+        return self._remote.call(self._remote.operator.SetTenant, request).tenant
 
     def set_limits(self, request: pb.SetLimitsRequest) -> None:
-        self._remote.call(OPERATORS, "SetLimits", request, pb.SetLimitsResponse)
+        self._remote.call(self._remote.operator.SetLimits, request)
 
     def set_priority(self, target: str, priority: int) -> None:
         request = pb.SetPriorityRequest(target=target, priority=priority)
-        self._remote.call(OPERATORS, "SetPriority", request, pb.SetPriorityResponse)
+        self._remote.call(self._remote.operator.SetPriority, request)
 
     def freeze(self, target: str) -> list[str]:
-        reply = self._remote.call(OPERATORS, "Freeze", pb.FreezeRequest(target=target), pb.FreezeResponse)
+        reply = self._remote.call(self._remote.operator.Freeze, pb.FreezeRequest(target=target))
         return list(reply.call_ids)
 
     def thaw(self, target: str) -> list[str]:
-        return list(self._remote.call(OPERATORS, "Thaw", pb.ThawRequest(target=target), pb.ThawResponse).call_ids)
+        return list(self._remote.call(self._remote.operator.Thaw, pb.ThawRequest(target=target)).call_ids)
 
     def kill(self, target: str) -> list[str]:
-        return list(self._remote.call(OPERATORS, "Kill", pb.KillRequest(target=target), pb.KillResponse).call_ids)
+        return list(self._remote.call(self._remote.operator.Kill, pb.KillRequest(target=target)).call_ids)
 
     def doctor(self) -> list[pb.Feature]:
-        return list(self._remote.call(OPERATORS, "Doctor", pb.DoctorRequest(), pb.DoctorResponse).features)
+        return list(self._remote.call(self._remote.operator.Doctor, pb.DoctorRequest()).features)
 
     def open_session(self, tenant: str, name: str, labels: Mapping[str, str]) -> pb.OpenSessionResponse:
         request = pb.OpenSessionRequest(tenant=tenant, name=name, labels=labels, uid=os.getuid())
-        return self._remote.call(AGENTS, "OpenSession", request, pb.OpenSessionResponse)
+        return self._remote.call(self._remote.agent.OpenSession, request)
 
     def close_session(self, session_id: str, *, kill: bool) -> None:
         request = pb.CloseSessionRequest(session_id=session_id, kill=kill)
-        self._remote.call(AGENTS, "CloseSession", request, pb.CloseSessionResponse)
+        self._remote.call(self._remote.agent.CloseSession, request)
 
     def outcome(self, call_id: str) -> pb.Outcome:
         request = pb.GetOutcomeRequest(call_id=call_id)
-        return self._remote.call(AGENTS, "GetOutcome", request, pb.GetOutcomeResponse).outcome
+        return self._remote.call(self._remote.agent.GetOutcome, request).outcome

@@ -8,15 +8,16 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from agentd.cli.errors import CliError
 from agentd.cli.plain import Plain, dump
-from agentd.cli.remote import DEFAULT_API, Remote, parse_target
 from agentd.cli.table import Cell, Column, Style, paint, render, render_pairs
 
 if TYPE_CHECKING:
     from agentd.cli.api import Api
+
+DEFAULT_API: Final = "unix:/run/corral/operator.sock"
 
 
 @dataclass(slots=True)
@@ -54,8 +55,9 @@ class Context:
     def connect(self, *, token: str = "") -> Api:
         """Raises DaemonAway, NotPermitted or UsageError."""
         from agentd.cli.api import Api
+        from agentd.cli.remote import Remote
 
-        return Api(Remote(parse_target(self.api), token=token))
+        return Api(Remote(self.api, token=token))
 
     def say(self, *lines: str) -> None:
         for line in lines:

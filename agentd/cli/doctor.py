@@ -64,7 +64,7 @@ def _features(context: Context) -> tuple[Sequence[FeatureLike], str]:
     except (DaemonAway, NotPermitted) as err:
         if context.args.api:
             raise  # this very daemon was asked for
-        context.note(f"corral doctor: {err.message}; probing from here")
+        context.note(f"corral doctor: {err}; probing from here")
     except CliError as err:
         context.note(f"corral doctor: {err}; probing from here")
     return probe_host(), "this process (no daemon)"

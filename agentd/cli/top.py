@@ -15,10 +15,9 @@ def top(context: Context) -> int:
         return top_once(context)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top needs a terminal", remedy="for one picture as text: corral top --once")
+    from agentd.cli.remote import parse_target
     from tui.app import run
 
-    from agentd.cli.remote import parse_target
-
     # No connection is tried here: the dashboard itself says since when the daemon is away, and comes back with it.
-    run(parse_target(context.api).grpc, interval=context.args.interval)
+    run(parse_target(context.api).uri, interval=context.args.interval)
     return EXIT_OK

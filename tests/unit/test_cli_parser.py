@@ -191,11 +191,11 @@ def test_times() -> None:
 
 def test_targets() -> None:
     assert str(parse_target("unix:/run/x.sock")) == "/run/x.sock"
-    assert parse_target("/run/x.sock").grpc == "unix:/run/x.sock"
-    assert parse_target("unix:///run/x.sock").grpc == "unix:/run/x.sock"
-    assert parse_target("host.example:7000").grpc == "host.example:7000"
+    assert parse_target("/run/x.sock").uri == "unix:/run/x.sock"
+    assert parse_target("unix:///run/x.sock").uri == "unix:/run/x.sock"
+    assert parse_target("host.example:7000").uri == "host.example:7000"
     for wrong in ("", "host", "host:0", "host:99999", "unix:", "unix:/" + "x" * 200):
-        with pytest.raises(UsageError, match="--api"):
+        with pytest.raises(UsageError, match=r"no target|no socket's path|no port"):
             parse_target(wrong)
 
 
