@@ -24,6 +24,8 @@ def open_(context: Context) -> int:
             reply = api.open_session(tenant, name, labels)
         session, token = reply.session.id, reply.token
     else:
+        if not tenant:
+            raise UsageError("no tenant was named", remedy="give --tenant T; see: corral tenant list")
         from agentd.cli import broker
 
         session, token = broker.open_session(broker.socket_path(args.socket, context.environment), tenant, name)

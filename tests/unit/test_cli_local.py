@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import io
 import json
 import os
 import shlex
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentd.cli import hostprobe, main
+from agentd.cli.context import Context
 from agentd.cli.doctor import COLUMNS, feature_rows
-from agentd.cli.errors import NotFoundError
+from agentd.cli.errors import CliError, NotFoundError
 from agentd.cli.launcher import find_program
 from agentd.cli.table import render
 from agentd.wire import Enter, Message, Ok, Open, Opened, Refused, decode, encode
-from tests.unit.cli_support import CODER, TOKEN, Finished, corral
+from tests.unit.cli_support import CODER, ROOT, TOKEN, Finished, corral
 
 Answer = Callable[[Message], bytes]
 
@@ -121,6 +125,9 @@ async def test_no_broker(tmp_path: Path) -> None:
     done = await corral("session", "open", "--tenant", "acme", "--socket", str(tmp_path / "none"))
     assert done.code == 3
     assert "--socket or CORRAL_SOCKET" in done.err
+    nobody = await corral("session", "open", "--socket", str(tmp_path / "none"))
+    assert nobody.code == 2
+    assert "corral tenant list" in nobody.err
 
 
 def _script(path: Path, text: str) -> Path:
@@ -153,7 +160,6 @@ def test_a_program_is_found_by_its_variable_then_in_its_places_then_in_path(
 def test_run_imports_nothing_heavy() -> None:
     """The price of ``corral run`` is a Python start: neither grpc nor argparse nor the model may come with it."""
     import subprocess
-    import sys
 
     code = (
         "import sys, os; os.execvpe = lambda *a: sys.exit(0 if not {'grpc', 'argparse', 'google.protobuf', 'msgspec',"
@@ -245,3 +251,50 @@ def test_config_show_prints_a_file_that_means_the_same(tmp_path: Path, capsys: p
 def test_config_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     assert "properties" in json.dumps(json.loads(capsys.readouterr().out))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "goes_on"), [("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False), ("", False)]
+)
+def test_a_question_is_asked_on_a_terminal_and_only_yes_goes_on(
+    typed: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Terminal(typed))
+    err = io.StringIO()
+    context = Context(argparse.Namespace(yes=False), err=err)
+    if goes_on:
+        context.confirm("kill call c-1?")
+    else:
+        with pytest.raises(CliError, match="nothing was done; answer y, or give -y"):
+            context.confirm("kill call c-1?")
+    assert err.getvalue() == "kill call c-1? [y/N] "
+
+
+def test_no_question_with_yes_or_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stdin", _Terminal("n\n"))
+    Context(argparse.Namespace(yes=True), err=err).confirm("sure?")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    Context(argparse.Namespace(yes=False), err=err).confirm("sure?")
+    assert err.getvalue() == ""
+
+
+async def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agentd.cli", "config", "schema"),
+            cwd=ROOT,
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"")

@@ -355,7 +355,11 @@ async def test_a_replay_without_a_broker_starts_nothing(replayer: Path, tmp_path
     trace = tmp_path / "t.json"
     trace.write_bytes(_bytes())
     environment = {"CORRAL_REPLAY": str(replayer), "CORRAL_EXEC": "/bin/false"}
-    done = await corral("replay", str(trace), "--socket", str(tmp_path / "none"), environment=environment)
+    argv = ("replay", str(trace), "--socket", str(tmp_path / "none"))
+    done = await corral(*argv, "--tenant", "acme", environment=environment)
     assert done.code == 3
+    nobody = await corral(*argv, environment=environment)
+    assert nobody.code == 2
+    assert "--tenant" in nobody.err
     assert done.err.count("\n") == 1
     assert await asyncio.to_thread(lambda: not list(tmp_path.glob("*.csv")))

@@ -27,6 +27,8 @@ def replay(context: Context) -> int:
     args = context.args
     plans = _plans(context)
     tenants = _tenants(args.tenant, len(plans))
+    if not (args.tenant or args.bare):
+        raise UsageError("no tenant was named", remedy="give --tenant T (see: corral tenant list), or --bare")
     with _folder(args.keep) as folder:
         stage = Stage(
             replayer=find_program("corral-replay", context.environment),
