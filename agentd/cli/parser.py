@@ -64,9 +64,7 @@ def build() -> Parser:
 def _session(commands: Any, common: argparse.ArgumentParser) -> None:
     inner = _group(commands, common, "session", "open, use and close an agent's session")
     one = _sub(inner, common, "open", "open a session; prints variables for eval, or JSON")
-    one.add_argument(
-        "--tenant", metavar="T", help="the tenant's name (may be left out with --api of its own socket)"
-    )
+    one.add_argument("--tenant", metavar="T", help="the tenant's name (may be left out with --api of its own socket)")
     one.add_argument("--name", metavar="N", default="", help="what to call it on screens")
     one.add_argument("--label", metavar="K=V", action="append", default=[], help="a label; may be given again")
     one.add_argument("--shell", action="store_true", help="start a shell inside the session instead of printing")
