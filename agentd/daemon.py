@@ -23,7 +23,7 @@ from agentd.api.listen import Listener, TcpListener, UnixListener
 from agentd.api.server import ApiServer, ServerLimits
 from agentd.broker import Broker, BrokerError
 from agentd.config import Config, ConfigError, diff, effective, host_config, load, split_address
-from agentd.doctor import features
+from agentd.doctor import own_features
 from agentd.launchers import Launchers
 from agentd.ledger import Health, Ledger, LedgerError, LedgerReader, LedgerSettings, RetentionPolicy
 from agentd.log import set_level
@@ -32,6 +32,7 @@ from agentd.metrics import Metrics, MetricsError, MetricsServer
 from agentd.notify import Notifier
 from agentd.platform import CannotEnforceHere, choose_backend
 from bpf import BpfError, Feature
+from bpf.probe import probe
 from controller.backend import Backend
 from controller.cgroup import read_host
 from controller.host import Host
@@ -41,7 +42,13 @@ from controller.registry import now
 _log: Final = structlog.get_logger("corral.daemon")
 
 _WANTED_FILES: Final = 65_536  # descriptors: each running call holds a connection, a pidfd and on v1 an eventfd
+_FILES_A_CALL: Final = 3
+_FEW_FILES: Final = 16_384  # below it is said: hosts are packed with hundreds of agents
 _GRACE: Final = 5.0  # seconds for requests under way when the daemon stops
+
+
+class CannotStart(Exception):
+    """The daemon's own directories cannot be had. Names the key, the path, the cause and the remedy."""
 
 
 class HostFigures:
@@ -70,6 +77,9 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._notifier = Notifier.from_environment()
         self._features: tuple[Feature, ...] = ()
+        self._backend: Backend | None = None
+        self._lasting: list[str] = []  # what this host lacks for as long as the daemon runs, beside the backend's
+        self._groups: dict[str, str] = {}  # groups that own sockets and do not exist: what is said about each
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker: Broker | None = None
 
@@ -81,7 +91,7 @@ class Daemon:
             _log.info(
                 "ready",
                 version=__version__,
-                mode=self._backend.mode,
+                mode=self._mode,
                 broker=str(self._config.broker_socket),
                 api=str(self._config.operator_socket),
             )
@@ -97,19 +107,21 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self._config
-        _raise_file_limit()
+        self._lasting += (*_raise_file_limit(), *_pressure())
+        for problem in self._lasting:
+            _log.warning("this host cannot do everything", missing=problem)
         self._make_directories()
         self._ledger = Ledger.open(
             config.ledger_path,
             settings=LedgerSettings(
                 retention=RetentionPolicy(max_age_days=config.ledger.max_age_days, max_bytes=config.ledger.max_size)
             ),
-            on_trouble=_report_ledger,
-            wait_for_disk=False,
+            on_trouble=self._report_ledger,
+            wait_for_disk=True,  # agents must be able to work on a host whose disk is full
         )
         stack.push_async_callback(self._ledger.close)
         known, begun = await asyncio.to_thread(self._read_ledger)
-        self._backend: Backend = choose_backend(config)
+        backend = self._backend = choose_backend(config)
         self._metrics = Metrics(
             self._snapshot,
             health=self._health,
@@ -119,16 +131,17 @@ class Daemon:
         )
         self._host = Host(
             host_config(config),
-            self._backend,
+            backend,
             self._ledger,
             HostFigures(),
             known_tenants=known,
             meter=self._metrics,
+            problems=self._problems,
         )
         self._host.start()
         stack.push_async_callback(self._host.stop)
         self._close_lost(begun)
-        self._features = await asyncio.to_thread(features, self._backend.missing)
+        self._features = await asyncio.to_thread(probe)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,12 +160,12 @@ class Daemon:
             max_per_uid=config.broker.max_per_uid,
             begin_timeout=config.broker.begin_timeout,
         )
-        reader = LedgerReader(config.ledger_path)
-        stack.callback(reader.close)
+        history = LedgerHistory(config.ledger_path, trouble=lambda: self._ledger.health.error)
+        stack.callback(history.close)
         self._api = ApiServer(
             self._host,
-            LedgerHistory(reader),
-            features=lambda: self._features,
+            history,
+            features=lambda: (*own_features((*backend.missing, *self._problems())), *self._features),
             tenant_uids=self._uids_of,
             version=__version__,
             limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
@@ -166,12 +179,28 @@ class Daemon:
 
     def _make_directories(self) -> None:
         """State is the daemon's alone; the sockets' directory can be entered by all."""
-        for directory, mode in ((self._config.daemon.state_dir, 0o700), (self._config.daemon.runtime_dir, 0o755)):
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        for key, directory, mode in (
+            ("state_dir", self._config.daemon.state_dir, 0o700),
+            ("runtime_dir", self._config.daemon.runtime_dir, 0o755),
+        ):
+            try:
+                directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            except OSError as err:
+                raise CannotStart(
+                    f"daemon.{key} {directory} cannot be made: {err.filename}: {err.strerror}; make it for user "
+                    f"{os.geteuid()}, or set daemon.{key} to a directory that he may write"
+                ) from err
 
     def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId]]:
-        with LedgerReader(self._config.ledger_path) as reader:
-            return {t.name: t.id for t in reader.tenants()}, [r.call.id for r in reader.open_calls()]
+        """Nothing where the disk keeps us from it: what it is has been said, and the ledger goes on trying."""
+        try:
+            with LedgerReader(self._config.ledger_path) as reader:
+                return {t.name: t.id for t in reader.tenants()}, [r.call.id for r in reader.open_calls()]
+        except LedgerError as err:
+            if self._ledger.health.ok:
+                raise
+            _log.warning("tenants and calls of the ledger are not known to this run", error=str(err))
+            return {}, []
 
     def _close_lost(self, begun: Sequence[CallId]) -> None:
         """Calls that the ledger has as running and the tree no longer has: the host was rebooted, or somebody removed
@@ -192,13 +221,16 @@ class Daemon:
                 path=config.operator_socket,
                 principal=OPERATOR,
                 mode=config.api.operator_mode,
-                gid=_gid(config.api.operator_group),
+                gid=self._gid(config.api.operator_group, "api.operator_group"),
             )
         ]
         if config.api.tenant_sockets:
             listeners += [
                 UnixListener(
-                    path=config.tenant_socket(name), principal=tenant_principal(name), mode=0o660, gid=_gid(t.group)
+                    path=config.tenant_socket(name),
+                    principal=tenant_principal(name),
+                    mode=0o660,
+                    gid=self._gid(t.group, f"tenants.{name}.group"),
                 )
                 for name, t in config.all_tenants.items()
             ]
@@ -215,6 +247,19 @@ class Daemon:
             )
         return listeners
 
+    def _gid(self, name: str, key: str) -> int | None:
+        """None where no group is named, or the group does not exist: then root alone may connect, which is said."""
+        self._groups.pop(key, None)
+        if not name:
+            return None
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            text = f"{key}: no group {name!r}, only root can use its socket; groupadd {name}, then restart agentd"
+            self._groups[key] = text
+            _log.warning("a socket's group does not exist", problem=text)
+            return None
+
     def _uids_of(self, tenant: str) -> frozenset[int]:
         found = self._host.registry.by_name.get(tenant)
         return found.uids if found is not None else frozenset()
@@ -230,13 +275,40 @@ class Daemon:
             ledger_backlog=ledger.backlog,
             ledger_writable=ledger.ok,
             connections=self._broker.connections if self._broker is not None else 0,
-            problems=() if ledger.ok else (f"the ledger cannot be written: {ledger.error}",),
+            problems=tuple(self._problems()),
         )
 
+    @property
+    def _mode(self) -> str:
+        return self._backend.mode if self._backend is not None else "starting"
+
+    def _problems(self) -> list[str]:
+        """What is wrong beside what the backend lacks; on every screen, in the metrics and in `corral doctor`."""
+        found = [*self._lasting, *self._groups.values()]
+        ledger = self._ledger.health
+        if not ledger.ok:
+            found.append(f"the history is not written, {ledger.backlog} records wait in memory: {ledger.error}")
+        return found
+
+    def _report_ledger(self, health: Health) -> None:
+        if health.ok:
+            _log.info("the ledger can be written again")
+        else:
+            _log.error(
+                "the ledger cannot be written; calls go on, their records wait in memory",
+                error=health.error,
+                waiting=health.backlog,
+            )
+        if self._backend is not None:
+            self._notifier.status(self._status())
+
     def _status(self) -> str:
+        backend = self._backend
+        if backend is None:
+            return "starting"
         calls = len(self._host.registry.calls)
-        what = "enforcing" if self._backend.enforces else "only observing: no limits"
-        return f"{what} ({self._backend.mode}); {calls} calls; {len(self._backend.missing)} things missing"
+        what = "enforcing" if backend.enforces else "only observing: no limits"
+        return f"{what} ({backend.mode}); {calls} calls; {len(backend.missing) + len(self._problems())} things missing"
 
     def _reload(self) -> None:
         task = asyncio.ensure_future(self._reload_now())
@@ -286,6 +358,7 @@ def start_errors() -> tuple[type[Exception], ...]:
         BpfError,
         BrokerError,
         CannotEnforceHere,
+        CannotStart,
         ControllerError,
         LedgerError,
         MetricsError,
@@ -309,28 +382,25 @@ def _lost(call: CallView) -> CallView:
     return dataclasses.replace(call, state=CallState.ENDED, outcome=outcome)
 
 
-def _gid(name: str) -> int | None:
-    """None where no group is named, or the group does not exist: then root alone may connect, which is said."""
-    if not name:
-        return None
+def _pressure() -> list[str]:
     try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        _log.warning("the group does not exist; only root can use its socket", group=name)
-        return None
+        Path("/proc/pressure/memory").read_bytes()
+    except OSError as err:
+        return [
+            f"no pressure readings (PSI): {err.filename}: {err.strerror}; boot with psi=1 on a kernel with CONFIG_PSI "
+            "(what calls wait for is not seen)"
+        ]
+    return []
 
 
-def _report_ledger(health: Health) -> None:
-    if health.ok:
-        _log.info("the ledger can be written again")
-    else:
-        _log.error("the ledger cannot be written; records wait in memory", error=health.error, waiting=health.backlog)
-
-
-def _raise_file_limit() -> None:
+def _raise_file_limit() -> list[str]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < _WANTED_FILES:
-        _log.warning("few descriptors: about a third as many calls at once", limit=wanted)
+    if wanted >= _FEW_FILES:
+        return []
+    return [
+        f"only {wanted:,} open files are allowed, enough for some {wanted // _FILES_A_CALL:,} calls at once; "
+        f"set LimitNOFILE={_WANTED_FILES} in the unit, or ulimit -n"
+    ]

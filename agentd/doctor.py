@@ -1,14 +1,13 @@
-"""What this host can do and what it cannot, tried out: for `corral doctor`, with or without a daemon."""
+"""What a running daemon tells `corral doctor` beyond what the kernel allows (bpf.probe): what it lacks itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from bpf import Feature
-from bpf.probe import probe
 
 
-def features(missing: Sequence[str] = ()) -> tuple[Feature, ...]:
-    """The daemon's own ``missing`` first, then what the kernel allows."""
-    own = tuple(Feature(name="daemon", found=False, detail=m, cost=m, remedy="see the other lines") for m in missing)
-    return (*own, *probe())
+def own_features(missing: Iterable[str]) -> tuple[Feature, ...]:
+    """One line for each thing missing. Its text has the cause, the remedy and the cost together, as every screen shows
+    it: the other columns stay empty."""
+    return tuple(Feature(name="daemon", found=False, detail=text, cost="", remedy="") for text in missing)

@@ -60,7 +60,8 @@ log = structlog.get_logger("corral.host")
 
 
 class Host:
-    """``known_tenants``: ids that names had in the ledger, so that a tenant stays itself across reboots."""
+    """``known_tenants``: ids that names had in the ledger, so that a tenant stays itself across reboots. ``problems``:
+    what else is wrong on this host at the moment, for everybody to see beside what the backend cannot do."""
 
     def __init__(
         self,
@@ -71,7 +72,9 @@ class Host:
         *,
         known_tenants: Mapping[str, TenantId] | None = None,
         meter: Meter | None = None,
+        problems: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        self._problems = problems
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
         self.registry = Registry(keep_ended=config.keep_ended)
@@ -359,7 +362,9 @@ class Host:
         return budgets(self.registry.session(session_id), self.shared.backend)
 
     def snapshot(self, *, with_ended: bool = False) -> Snapshot:
-        return snapshot(self.registry, self.shared.backend, self._reader, with_ended=with_ended)
+        return snapshot(
+            self.registry, self.shared.backend, self._reader, with_ended=with_ended, problems=self._problems()
+        )
 
     def subscribe(self, *, session_id: SessionId | None = None) -> Subscription:
         return self.hub.subscribe(session_id)

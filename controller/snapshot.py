@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from controller.backend import Backend
@@ -24,7 +25,10 @@ class HostReader(Protocol):
         """PSI "some" avg10 of cpu, memory or io, in percent; None where PSI is off."""
 
 
-def snapshot(registry: Registry, backend: Backend, reader: HostReader, *, with_ended: bool) -> Snapshot:
+def snapshot(
+    registry: Registry, backend: Backend, reader: HostReader, *, with_ended: bool, problems: Sequence[str] = ()
+) -> Snapshot:
+    """``problems``: what is missing on this host beside what the backend lacks."""
     total, available = reader.memory()
     live = tuple(c.view() for c in registry.calls.values() if c.outcome is None)
     ended = registry.recently_ended() if with_ended else ()
@@ -39,7 +43,7 @@ def snapshot(registry: Registry, backend: Backend, reader: HostReader, *, with_e
             cpu_pressure=reader.pressure("cpu"),
             memory_pressure=reader.pressure("memory"),
             io_pressure=reader.pressure("io"),
-            missing=backend.missing,
+            missing=(*backend.missing, *problems),
         ),
         tenants=tuple(t.view() for t in registry.tenants.values()),
         sessions=tuple(s.view() for s in registry.sessions.values()),

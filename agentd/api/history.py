@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Final
 
 from agentd.api.ports import HistoryPage, HistoryQuery, SampleView
@@ -18,10 +21,30 @@ _COUNTED: Final = tuple(
 
 
 class LedgerHistory:
-    """A HistoryPort. A fault of the ledger becomes a ControllerError with its file, cause and remedy."""
+    """A HistoryPort. A fault of the ledger becomes a ControllerError with its file, cause and remedy.
 
-    def __init__(self, reader: LedgerReader) -> None:
-        self._reader = reader
+    ``source``: a reader, or the ledger's file, which is then opened by the first question that finds it: a daemon on a
+    full disk has none yet. ``trouble``: why the ledger cannot be written at the moment, empty when it can.
+    """
+
+    def __init__(self, source: LedgerReader | Path, *, trouble: Callable[[], str] = str) -> None:
+        self._path = source if isinstance(source, Path) else None
+        self._opened = source if isinstance(source, LedgerReader) else None
+        self._trouble = trouble
+        self._turn = threading.Lock()  # questions come in threads
+
+    @property
+    def _reader(self) -> LedgerReader:
+        with self._turn:
+            if self._opened is None:
+                assert self._path is not None  # noqa: S101 - one of both was given
+                self._opened = LedgerReader(self._path)
+            return self._opened
+
+    def close(self) -> None:
+        """Of a ledger that was opened here."""
+        if self._path is not None and self._opened is not None:
+            self._opened.close()
 
     async def history(self, query: HistoryQuery) -> HistoryPage:
         return await asyncio.to_thread(self._read, query)
@@ -47,6 +70,11 @@ class LedgerHistory:
                     if len(samples) >= MAX_SAMPLES:
                         break
         except LedgerError as err:
+            if trouble := self._trouble():  # what the reader met is a consequence of it
+                raise ControllerError(
+                    f"the history cannot be read before it can be written: {trouble}",
+                    remedy="what has ended since the start is kept in memory meanwhile (corral ps --all)",
+                ) from err
             raise ControllerError(f"ledger {err.path}: {err.cause}", remedy=err.remedy) from err
         return HistoryPage(calls=calls, decisions=decisions, samples=[_sample(sample) for sample in samples])
 

@@ -316,7 +316,8 @@ class Ledger:
         if self._failing_since is None:
             self._failing_since = time.time()
         if news:
-            _log.error("ledger_failing", path=str(self._path), error=str(err))
+            if self._on_trouble is None:  # else it is the listener's to say
+                _log.error("ledger_failing", path=str(self._path), error=str(err))
             self._report()
 
     def _well(self) -> None:
