@@ -1,8 +1,15 @@
 """The daemon of Corral, its API and its command line."""
 
-from importlib import metadata
+__all__ = ["__version__"]
 
-try:
-    __version__ = metadata.version("corral")
-except metadata.PackageNotFoundError:  # run from a checkout that was not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    # looked up when asked for: it costs 20 ms, and `corral run` must not pay them on every call
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("corral")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "0+unknown"

@@ -22,7 +22,6 @@ from urllib.parse import quote, unquote
 
 import grpc
 import grpc.aio
-import structlog
 
 from controller.model import (
     AlreadyExists,
@@ -48,8 +47,6 @@ REMEDY_KEY: Final = "corral-remedy"
 _MAX_DETAILS: Final = 2048
 _MAX_PART: Final = 768
 _PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != 0x25)
-
-_log = structlog.get_logger("corral.api")
 
 
 class ApiServerError(Exception):
@@ -150,15 +147,22 @@ async def answering(context: Context, method: str) -> AsyncIterator[None]:
             raise asyncio.CancelledError from err  # nobody is left to be told
         status, code = status_of(err)
         if status is grpc.StatusCode.INTERNAL:
-            _log.error("rpc failed", method=method, code=code, error=str(err))
+            _logger().error("rpc failed", method=method, code=code, error=str(err))
         details = str(err)
         kept = clip(details, _MAX_DETAILS)
         await context.abort(status, kept if kept == details else f"{kept}...", metadata_of(err))
     except Exception:
         reference = secrets.token_hex(4)
-        _log.exception("rpc failed unexpectedly", method=method, reference=reference)
+        _logger().exception("rpc failed unexpectedly", method=method, reference=reference)
         await context.abort(
             grpc.StatusCode.INTERNAL,
             f"{method}: the daemon failed unexpectedly; search its log for reference {reference} and report it",
             ((CODE_KEY, "unexpected"), (VALUE_KEY, reference)),
         )
+
+
+def _logger() -> Any:
+    # the command line imports this module for its names alone, and structlog costs it 0.1 s
+    import structlog
+
+    return structlog.get_logger("corral.api")
