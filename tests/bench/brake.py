@@ -37,6 +37,7 @@ POLLER_BOUND: Final = THRESHOLD + 1024 * MIB
 POLL_SECONDS: Final = 0.1
 HELD_WITHIN: Final = 5.0  # seconds from the decision until all of the call stands still
 HUGE_PAGE: Final = 2 * MIB
+QUIET: Final = asyncio.subprocess.DEVNULL  # each call is ended by us, and its launcher says so
 
 # Nothing is raised (no room for such a step) and nothing is killed (another call of the tenant runs): what the brake
 # has stopped stays stopped, until its peak has been read.
@@ -118,7 +119,7 @@ async def _rounds(context: Context, host: Corral, decisions: Decisions, rounds: 
 
 async def _braked(host: Corral, burst: Path, decisions: Decisions, cell: Cell) -> Row:
     words = (str(cell.processes), str(BOUND), cell.pages)
-    process = await host.start(burst, *words, options=("--memory", f":{THRESHOLD}"))
+    process = await host.start(burst, *words, options=("--memory", f":{THRESHOLD}"), stderr=QUIET)
     try:
         call = await line_of(process)
         brake = decisions.brake_of(call)
@@ -135,9 +136,11 @@ async def _braked(host: Corral, burst: Path, decisions: Decisions, cell: Cell) -
         }
         if not brake.done():
             # it touched all that it had: nothing stopped it. That is the worst that there is, and counts as such
-            usage = (await host.outcome(call)).usage if gone.done() else None
-            peak = usage.memory_peak_bytes if usage is not None else BOUND
-            return {**row, "stopped": False, "overshoot_bytes": peak - THRESHOLD, "event_ms": None}
+            if not gone.done():
+                raise BenchError(f"call {call} ({cell.name}) neither ended nor was braked within 30 s")
+            outcome = await host.outcome(call)
+            row |= {"stopped": False, "reason": outcome.reason, "status": process.returncode}
+            return {**row, "overshoot_bytes": outcome.usage.memory_peak_bytes - THRESHOLD, "event_ms": None}
         evidence = brake.result().evidence
         await _all_held(first_file(groups, "cgroup.events"), call)
         peak = int(first_file(groups, *MEMORY_PEAK).read_text("ascii"))
@@ -164,7 +167,7 @@ async def _all_held(events: Path, call: str) -> None:
 
 async def _polled(host: Corral, burst: Path, cell: Cell, delay: float) -> Row:
     """The same burst in a call with no threshold; a thread reads its memory every 100 ms and sends SIGSTOP."""
-    process = await host.start(burst, str(cell.processes), str(POLLER_BOUND), cell.pages)
+    process = await host.start(burst, str(cell.processes), str(POLLER_BOUND), cell.pages, stderr=QUIET)
     try:
         call = await line_of(process)
         groups = await host.group(call)

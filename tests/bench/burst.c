@@ -3,8 +3,8 @@
  *   burst PROCESSES BYTES small|huge
  *
  * BYTES are of all processes together. Prints the id of its call and waits for a line, then every process touches its
- * share: each 4 KiB page, or each 2 MiB page where the kernel gives such (MADV_HUGEPAGE). Exit status 0: all was touched,
- * so nothing stopped it.
+ * share: each 4 KiB page, or each 2 MiB page where the kernel gives such (MADV_HUGEPAGE), and keeps it until all have
+ * touched theirs. Exit status 0: all was touched, so nothing stopped it.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/wait.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -39,14 +38,14 @@ int main(int argc, char **argv)
 	int processes = argc == 4 ? atoi(argv[1]) : 0, huge = argc == 4 && strcmp(argv[3], "huge") == 0;
 	size_t bytes = argc == 4 ? strtoull(argv[2], NULL, 10) : 0;
 	const char *call = getenv("CORRAL_CALL");
-	int gate[2], status, failed = 0;
+	int gate[2], touched[2];
 	char line[8];
 
 	if (processes < 1 || !bytes) {
 		fprintf(stderr, "usage: burst PROCESSES BYTES small|huge\n");
 		return 2;
 	}
-	if (pipe(gate)) {
+	if (pipe(gate) || pipe(touched)) {
 		perror("burst: pipe");
 		return 3;
 	}
@@ -64,7 +63,10 @@ int main(int argc, char **argv)
 			if (read(gate[0], line, 1) != 0)
 				_exit(3);
 			touch(bytes / (size_t)processes, huge);
-			_exit(0);
+			if (write(touched[1], "", 1) != 1)
+				_exit(3);
+			for (;;)
+				pause(); /* the first process takes all with it */
 		}
 	}
 	printf("%s\n", call ? call : "");
@@ -73,7 +75,9 @@ int main(int argc, char **argv)
 		return 3;
 	close(gate[1]);
 	touch(bytes / (size_t)processes, huge);
-	while (wait(&status) > 0)
-		failed |= status;
-	return failed ? 3 : 0;
+	close(touched[1]); /* children that failed leave an end of the pipe, not a wait without end */
+	for (int i = 1; i < processes; i++)
+		if (read(touched[0], line, 1) != 1)
+			return 3;
+	return 0;
 }

@@ -83,10 +83,10 @@ class Corral:
         return [str(LAUNCHER), "--quiet", *options, "--", *(str(word) for word in command)]
 
     async def start(
-        self, *command: str | Path, options: Sequence[str] = (), cwd: Path | None = None
+        self, *command: str | Path, options: Sequence[str] = (), stderr: int | None = None
     ) -> asyncio.subprocess.Process:
         """A call in the background, with pipes for stdin and stdout."""
-        return await start(self.launch(*command, options=options), environment=self.environment, cwd=cwd)
+        return await start(self.launch(*command, options=options), environment=self.environment, stderr=stderr)
 
     async def snapshot(self) -> pb.SnapshotResponse:
         return await self.client.call(self.client.operator.Snapshot, pb.SnapshotRequest())
@@ -151,13 +151,14 @@ async def corral(
 
 
 async def start(
-    command: Sequence[str], *, environment: Mapping[str, str], cwd: Path | None = None
+    command: Sequence[str], *, environment: Mapping[str, str], cwd: Path | None = None, stderr: int | None = None
 ) -> asyncio.subprocess.Process:
     """In a process group of its own: a Ctrl-C is for the benchmark, which then ends its calls in order."""
     return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
         env=environment,
         cwd=cwd,
         start_new_session=True,

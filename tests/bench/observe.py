@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import sys
 import time
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agentd.demo.workloads import SUITES, prepare
+from agentd.demo.workloads import C_UNITS, SUITES, prepare
 from tests.bench import procstat
 from tests.bench.churn import live_calls
 from tests.bench.harness import BenchError, Context, Corral, corral, run
 from tests.bench.result import Figure, Result, Row
-from tests.bench.stats import ratio_of_medians
+from tests.bench.stats import median, ratio_of_medians
 
 MIB: Final = 1 << 20
 LIVE: Final = 50
+UNITS: Final = tuple(f"unit{number:02d}.o" for number in range(C_UNITS))
 MEMORY: Final = ("--memory", "512M:4G")  # declared, so that the tripwire is armed as it would be
 
 
@@ -37,19 +39,19 @@ class Work:
 
 async def measure(context: Context) -> Result:
     """Blocks with a daemon and blocks with none at all (nothing loaded in the kernel) take turns."""
-    blocks = context.count(full=7, quick=2)
+    blocks = context.count(full=12, quick=2)
     result = Result(runs=blocks)
     works = await asyncio.to_thread(_works, context)
     for block in range(blocks):
         for work in works:
-            await _samples(work, None, "none", block=block, result=result)
+            for sample in range(work.samples):
+                await _sample(work, None, "none", at=(block, sample), result=result)
         async with corral(context) as host:
             result.mode = host.mode
             for work in works:
-                await _samples(work, host, "call", block=block, result=result)
-                if work.times_itself:
-                    await _samples(work, host, "call_unarmed", block=block, result=result)
-                    await _samples(work, host, "beside", block=block, result=result)
+                for sample in range(work.samples):
+                    for arm in ("call", "call_unarmed", "beside") if work.times_itself else ("call",):
+                        await _sample(work, host, arm, at=(block, sample), result=result)
             if block == 0:
                 await _daemon(context, host, 8 if context.quick else 30, result)
         context.say(f"{block + 1} of {blocks} blocks")
@@ -66,35 +68,40 @@ def _works(context: Context) -> list[Work]:
     package = "referencing" if context.quick else "jsonschema"
     modules = [f"{package}.tests.test_{name}" for name in SUITES[package]]
     pytest = (sys.executable, "-m", "pytest", "-qq", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir=/")
-    make = ("make", "--silent", "--always-make", "-j2", "demo")
+    make = ("make", "--silent", "--always-make", "-j2", *(UNITS[:8] if context.quick else UNITS))
     if shutil.which("make") is None or shutil.which("gcc") is None:
         raise BenchError("make or gcc is missing: apt-get install make gcc libc6-dev")
-    few = 4 if context.quick else 8
+    few = 4 if context.quick else 5
     return [
         Work("faults", (loops, "faults", "8", "32"), None, few, times_itself=True),
         Work("spawns", (loops, "spawns", "150"), None, few, times_itself=True),
-        Work("pytest", (*pytest, "--pyargs", *modules), workloads.home("bench"), 2, times_itself=False),
-        Work("gcc", make, workloads.home("bench") / "c", 1 if context.quick else 2, times_itself=False),
+        Work("pytest", (*pytest, "--pyargs", *modules), workloads.home("bench"), 1, times_itself=False),
+        Work("gcc", make, workloads.home("bench") / "c", 1, times_itself=False),
     ]
 
 
-async def _samples(work: Work, host: Corral | None, arm: str, *, block: int, result: Result) -> None:
+async def _sample(work: Work, host: Corral | None, arm: str, *, at: tuple[int, int], result: Result) -> None:
     """``arm``: none (no daemon), call (declared memory), call_unarmed (nothing declared), beside (outside of calls)."""
-    for sample in range(work.samples):
-        if host is None or arm == "beside":
-            words: Sequence[str] = work.command
-            environment = _plain_environment()
-        else:
-            words = host.launch(*work.command, options=MEMORY if arm == "call" else ())
-            environment = host.environment
-        began = time.perf_counter_ns()
-        said = await run(words, environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=work.cwd)
-        wall = time.perf_counter_ns() - began
-        row: Row = {"kind": "work", "work": work.name, "arm": arm, "block": block, "sample": sample, "ms": wall / 1e6}
-        if work.times_itself:
-            inside, cpu = (int(word) for word in said.split())
-            row |= {"ms": inside / 1e6, "cpu_ms": cpu / 1e6}
-        result.rows.append(row)
+    if host is None or arm == "beside":
+        words: Sequence[str] = work.command
+        environment = _plain_environment()
+    else:
+        words = host.launch(*work.command, options=MEMORY if arm == "call" else ())
+        environment = host.environment
+    used, began = _children_cpu(), time.perf_counter_ns()
+    said = await run(words, environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=work.cwd)
+    wall, cpu = time.perf_counter_ns() - began, _children_cpu() - used
+    row: Row = {"kind": "work", "work": work.name, "arm": arm, "block": at[0], "sample": at[1]}
+    if work.times_itself:
+        inside, cpu_inside = (int(word) for word in said.split())
+        wall, cpu = inside, cpu_inside / 1e9
+    result.rows.append({**row, "ms": wall / 1e6, "cpu_ms": cpu * 1e3})
+
+
+def _children_cpu() -> float:
+    """Seconds that children used which have been waited for: the daemon is none of these while it runs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _plain_environment() -> dict[str, str]:
@@ -142,10 +149,11 @@ def _summarise(result: Result) -> None:
     for work in (*loops, *jobs):
         for arm in ("none", "call"):
             found = times(work, arm)
-            result.summary[f"{work}_{arm}_ms"] = Figure(value=ratio_of_medians(found, [1.0]), unit="ms", samples=found)
+            result.summary[f"{work}_{arm}_ms"] = Figure(value=median(found), unit="ms", samples=found)
         result.summary[f"{work}_slowdown"] = Figure(value=slowdown(work, "call"), unit="ratio")
-    for work in loops:
+        # less disturbed by what else runs on the machine
         result.summary[f"{work}_cpu_slowdown"] = Figure(value=slowdown(work, "call", "cpu_ms"), unit="ratio")
+    for work in loops:
         for arm in ("call_unarmed", "beside"):
             result.summary[f"{work}_{arm}_cpu_slowdown"] = Figure(value=slowdown(work, arm, "cpu_ms"), unit="ratio")
     result.notes.append("none: no daemon and nothing loaded in the kernel; call: in a call that declared its memory")
