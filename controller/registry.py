@@ -117,6 +117,7 @@ class Call:
     launcher_lost: bool = False
     wait_status: int | None = None
     ending: bool = False
+    leftovers: int = 0  # processes that outlived the main one
     outcome: Outcome | None = None
     decisions: list[Decision] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -187,6 +188,7 @@ class Registry:
         self.by_name: dict[str, Tenant] = {}
         self.by_token: dict[str, Session] = {}
         self._ended: OrderedDict[CallId, CallView] = OrderedDict()
+        self._closed: OrderedDict[SessionId, SessionView] = OrderedDict()
         self._keep_ended = keep_ended
 
     def add_tenant(self, tenant: Tenant) -> None:
@@ -203,6 +205,9 @@ class Registry:
         self.sessions.pop(session.id, None)
         session.tenant.sessions.pop(session.id, None)
         self.by_token.pop(session.token_hash, None)
+        self._closed[session.id] = session.view()
+        while len(self._closed) > self._keep_ended:
+            self._closed.popitem(last=False)
 
     def add_call(self, call: Call) -> None:
         self.calls[call.id] = call
@@ -257,6 +262,9 @@ class Registry:
 
     def recently_ended(self) -> tuple[CallView, ...]:
         return tuple(self._ended.values())
+
+    def recently_closed(self) -> tuple[SessionView, ...]:
+        return tuple(self._closed.values())
 
     def live_calls(self) -> Iterator[Call]:
         return iter(list(self.calls.values()))

@@ -32,6 +32,7 @@ def snapshot(
     total, available = reader.memory()
     live = tuple(c.view() for c in registry.calls.values() if c.outcome is None)
     ended = registry.recently_ended() if with_ended else ()
+    closed = registry.recently_closed() if with_ended else ()
     return Snapshot(
         at=now(),
         host=HostView(
@@ -46,6 +47,6 @@ def snapshot(
             missing=(*backend.missing, *problems),
         ),
         tenants=tuple(t.view() for t in registry.tenants.values()),
-        sessions=tuple(s.view() for s in registry.sessions.values()),
+        sessions=(*(s.view() for s in registry.sessions.values()), *closed),
         calls=(*live, *ended),
     )

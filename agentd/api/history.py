@@ -51,17 +51,15 @@ class LedgerHistory:
 
     def _read(self, query: HistoryQuery) -> HistoryPage:
         try:
-            calls = [
-                record.call
-                for record in self._reader.calls(
-                    since=query.since,
-                    until=query.until,
-                    tenant_name=query.tenant or None,
-                    session_id=query.session_id,
-                    call_id=query.call_id,
-                    limit=query.limit,
-                )
-            ]
+            records = self._reader.calls(
+                since=query.since,
+                until=query.until,
+                tenant_name=query.tenant or None,
+                session_id=query.session_id,
+                call_id=query.call_id,
+                limit=query.limit,
+            )
+            calls = [record.call for record in records]
             decisions = self._decisions(query) if query.with_decisions else []
             samples: list[Sample] = []
             if query.with_samples:
@@ -76,7 +74,13 @@ class LedgerHistory:
                     remedy="what has ended since the start is kept in memory meanwhile (corral ps --all)",
                 ) from err
             raise ControllerError(f"ledger {err.path}: {err.cause}", remedy=err.remedy) from err
-        return HistoryPage(calls=calls, decisions=decisions, samples=[_sample(sample) for sample in samples])
+        names: dict[str, str] = {}
+        for record in records:
+            names[record.call.tenant_id] = record.tenant_name
+            names[record.call.session_id] = record.session_name
+        return HistoryPage(
+            calls=calls, decisions=decisions, samples=[_sample(sample) for sample in samples], names=names
+        )
 
     def _decisions(self, query: HistoryQuery) -> list[Decision]:
         """Of the time and the objects asked for; those about a session or a tenant as a whole are among them."""

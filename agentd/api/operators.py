@@ -80,6 +80,7 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
                 calls=[call_to_proto(call) for call in page.calls],
                 decisions=[decision_to_proto(decision) for decision in page.decisions],
                 samples=[sample_to_proto(sample) for sample in page.samples],
+                names=page.names,
             )
 
     async def SetTenant(self, request: pb.SetTenantRequest, context: Context) -> pb.SetTenantResponse:

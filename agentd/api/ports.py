@@ -7,7 +7,7 @@ others, which record. Methods raise the exceptions of ``controller.model.errors`
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller.backend import Whose
@@ -126,6 +126,7 @@ class HistoryPage:
     calls: Sequence[CallView] = ()
     decisions: Sequence[Decision] = ()
     samples: Sequence[SampleView] = ()
+    names: Mapping[str, str] = field(default_factory=dict)  # of the calls' tenants and sessions, by id
 
 
 Features = Callable[[], Sequence[FeatureView]]

@@ -86,7 +86,7 @@ def history(context: Context) -> int:
         if args.session:
             request.session_id = session_id(snapshot, args.session)
         reply = api.history(request)
-    names = views.Names.of(snapshot)
+    names = views.Names.of(snapshot).also(reply.names)
     calls = [call for call in reply.calls if not args.reason or call.outcome.reason == args.reason][: args.limit]
     if context.json:
         context.emit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -64,6 +64,10 @@ class Names:
             {tenant.id: tenant.name for tenant in snapshot.tenants},
             {session.id: session.name for session in snapshot.sessions},
         )
+
+    def also(self, names: Mapping[str, str]) -> Names:
+        """With those that an answer of the ledger brings along."""
+        return Names({**names, **self.tenants}, {**names, **self.sessions})
 
     def tenant(self, tenant_id: str) -> str:
         return self.tenants.get(tenant_id) or tenant_id

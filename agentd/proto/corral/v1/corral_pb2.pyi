@@ -558,14 +558,23 @@ class Sample(_message.Message):
     def __init__(self, at: _Optional[float] = ..., call_id: _Optional[str] = ..., state: _Optional[_Union[CallState, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class HistoryResponse(_message.Message):
-    __slots__ = ("calls", "decisions", "samples")
+    __slots__ = ("calls", "decisions", "samples", "names")
+    class NamesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CALLS_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[Call]
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+    names: _containers.ScalarMap[str, str]
+    def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., names: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SetTenantRequest(_message.Message):
     __slots__ = ("name", "limits", "priority")
