@@ -90,7 +90,7 @@ async def measure(context: Context) -> Result:
             for case in cases():
                 await _one(context, host, case, turn, where=where, result=result)
             context.say(f"round {turn + 1} of {rounds}: {len(cases())} calls checked")
-    _summarise(result)
+    summarise(result)
     return result
 
 
@@ -118,7 +118,7 @@ async def _one(context: Context, host: Corral, case: Case, turn: int, *, where: 
     result.rows.append(row)
 
 
-def _summarise(result: Result) -> None:
+def summarise(result: Result) -> None:
     errors: dict[str, list[float]] = {}
     for row in result.rows:
         errors.setdefault(str(row["resource"]), []).append(float(row["error"] or 0))

@@ -34,7 +34,7 @@ async def measure(context: Context) -> Result:
         await _spawns(spawn, arms, rounds, host, result)
         context.say(f"{rounds} times BeginCall and EndCall over gRPC")
         await _grpc(host, rounds, result)
-    _summarise(result)
+    summarise(result)
     return result
 
 
@@ -95,7 +95,7 @@ async def _grpc(host: Corral, rounds: int, result: Result) -> None:
         result.rows.append(row)
 
 
-def _summarise(result: Result) -> None:
+def summarise(result: Result) -> None:
     times: dict[str, list[float]] = {}
     for row in result.rows:
         if not row["warm_up"]:

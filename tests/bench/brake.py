@@ -100,7 +100,7 @@ async def measure(context: Context) -> Result:
                 await _rounds(context, host, decisions, rounds, result=result)
             finally:
                 await ended(sibling)
-    _summarise(result)
+    summarise(result)
     return result
 
 
@@ -231,7 +231,7 @@ class _Poller(threading.Thread):
         return self.caught
 
 
-def _summarise(result: Result) -> None:
+def summarise(result: Result) -> None:
     def values(arm: str, key: str, pages: str) -> list[float]:
         rows = (row for row in result.rows if row["arm"] == arm and row["pages"] == pages)
         return [float(value) for row in rows if (value := row.get(key)) is not None]

@@ -55,7 +55,7 @@ async def measure(context: Context) -> Result:
             if block == 0:
                 await _daemon(context, host, 8 if context.quick else 30, result)
         context.say(f"{block + 1} of {blocks} blocks")
-    _summarise(result)
+    summarise(result)
     return result
 
 
@@ -128,7 +128,7 @@ async def _daemon(context: Context, host: Corral, seconds: float, result: Result
     )
 
 
-def _summarise(result: Result) -> None:
+def summarise(result: Result) -> None:
     def times(work: str, arm: str, key: str = "ms") -> list[float]:
         rows = (row for row in result.rows if row.get("work") == work and row.get("arm") == arm)
         return [float(row[key] or 0) for row in rows]

@@ -54,7 +54,7 @@ async def measure(context: Context) -> Result:
                 "cpu_seconds": stat.cpu_seconds,
             }
         )
-    _summarise(result, before, after, cores)
+    summarise(result, before, after, cores)
     return result
 
 
@@ -90,7 +90,7 @@ async def _snapshots(host: Corral, live: int, count: int, result: Result) -> Non
         await asyncio.sleep(0.1)
 
 
-def _summarise(result: Result, before: procstat.ProcStat, after: procstat.ProcStat, cores: float) -> None:
+def summarise(result: Result, before: procstat.ProcStat, after: procstat.ProcStat, cores: float) -> None:
     begins = [float(row["begin_ms"] or 0) for row in result.rows if row["kind"] == "begin"]
     snapshots = [float(row["ms"] or 0) for row in result.rows if row["kind"] == "snapshot" and not row["warm_up"]]
     result.summary = {
