@@ -7,9 +7,8 @@ import contextlib
 import dataclasses
 import grp
 import os
-import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +29,10 @@ from agentd.log import set_level
 from agentd.metrics import Health as DaemonHealth
 from agentd.metrics import Metrics, MetricsError, MetricsServer
 from agentd.notify import Notifier
+from agentd.past import LedgerPast
 from agentd.platform import CannotEnforceHere, choose_backend
+from agentd.prepare import CannotStart, lock_state, make_directories, pressure_problems, raise_file_limit
+from agentd.purge import PurgeError, pins_are_there, purge_pins, purge_tree, tree_is_there
 from bpf import BpfError, Feature
 from bpf.probe import probe
 from controller.backend import Backend
@@ -41,14 +43,7 @@ from controller.registry import now
 
 _log: Final = structlog.get_logger("corral.daemon")
 
-_WANTED_FILES: Final = 65_536  # descriptors: each running call holds a connection, a pidfd and on v1 an eventfd
-_FILES_A_CALL: Final = 3
-_FEW_FILES: Final = 16_384  # below it is said: hosts are packed with hundreds of agents
 _GRACE: Final = 5.0  # seconds for requests under way when the daemon stops
-
-
-class CannotStart(Exception):
-    """The daemon's own directories cannot be had. Names the key, the path, the cause and the remedy."""
 
 
 class HostFigures:
@@ -79,6 +74,7 @@ class Daemon:
         self._features: tuple[Feature, ...] = ()
         self._backend: Backend | None = None
         self._lasting: list[str] = []  # what this host lacks for as long as the daemon runs, beside the backend's
+        self._undoes: list[Callable[[Config], Iterable[str]]] = []  # for a start that fails
         self._groups: dict[str, str] = {}  # groups that own sockets and do not exist: what is said about each
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker: Broker | None = None
@@ -87,7 +83,9 @@ class Daemon:
         """Until SIGTERM or SIGINT. Raises the errors of its parts when it cannot start; whatever had started is
         stopped again then."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._undo_start)
             await self._start(stack)
+            self._undoes.clear()
             _log.info(
                 "ready",
                 version=__version__,
@@ -107,10 +105,11 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self._config
-        self._lasting += (*_raise_file_limit(), *_pressure())
+        self._lasting += (*raise_file_limit(), *pressure_problems())
         for problem in self._lasting:
             _log.warning("this host cannot do everything", missing=problem)
-        self._make_directories()
+        make_directories(config)
+        stack.callback(os.close, lock_state(config.daemon.state_dir))
         self._ledger = Ledger.open(
             config.ledger_path,
             settings=LedgerSettings(
@@ -121,6 +120,9 @@ class Daemon:
         )
         stack.push_async_callback(self._ledger.close)
         known, begun = await asyncio.to_thread(self._read_ledger)
+        # a start that fails leaves no group and no program behind, unless it found some: calls may run in those
+        self._undoes = [] if tree_is_there(config) else [purge_tree]
+        self._undoes += [] if pins_are_there(config) else [purge_pins]
         backend = self._backend = choose_backend(config)
         self._metrics = Metrics(
             self._snapshot,
@@ -129,17 +131,19 @@ class Daemon:
             instance=config.daemon.instance,
             per_call=config.metrics.per_call,
         )
-        self._host = Host(
-            host_config(config),
-            backend,
-            self._ledger,
-            HostFigures(),
-            known_tenants=known,
-            meter=self._metrics,
-            problems=self._problems,
-        )
+        with LedgerPast(config.ledger_path) as past:
+            self._host = Host(
+                host_config(config),
+                backend,
+                self._ledger,
+                HostFigures(),
+                known_tenants=known,
+                meter=self._metrics,
+                problems=self._problems,
+                past=past,
+            )
+            stack.push_async_callback(self._host.stop)  # also of what has started when the start fails
         self._host.start()
-        stack.push_async_callback(self._host.stop)
         self._close_lost(begun)
         self._features = await asyncio.to_thread(probe)
 
@@ -177,19 +181,13 @@ class Daemon:
         for coroutine in (self._notifier.watchdog(), self._metrics.watch_loop()):
             stack.callback(asyncio.create_task(coroutine).cancel)
 
-    def _make_directories(self) -> None:
-        """State is the daemon's alone; the sockets' directory can be entered by all."""
-        for key, directory, mode in (
-            ("state_dir", self._config.daemon.state_dir, 0o700),
-            ("runtime_dir", self._config.daemon.runtime_dir, 0o755),
-        ):
+    def _undo_start(self) -> None:
+        for undo in self._undoes:
             try:
-                directory.mkdir(mode=mode, parents=True, exist_ok=True)
-            except OSError as err:
-                raise CannotStart(
-                    f"daemon.{key} {directory} cannot be made: {err.filename}: {err.strerror}; make it for user "
-                    f"{os.geteuid()}, or set daemon.{key} to a directory that he may write"
-                ) from err
+                for line in undo(self._config):
+                    _log.debug("the start failed", undone=line)
+            except PurgeError as err:
+                _log.warning("what the failed start made could not be removed", error=str(err))
 
     def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId]]:
         """Nothing where the disk keeps us from it: what it is has been said, and the ledger goes on trying."""
@@ -380,27 +378,3 @@ def _lost(call: CallView) -> CallView:
         summary="The host was restarted, or the call's cgroup removed, while the call ran. How it ended is not known.",
     )
     return dataclasses.replace(call, state=CallState.ENDED, outcome=outcome)
-
-
-def _pressure() -> list[str]:
-    try:
-        Path("/proc/pressure/memory").read_bytes()
-    except OSError as err:
-        return [
-            f"no pressure readings (PSI): {err.filename}: {err.strerror}; boot with psi=1 on a kernel with CONFIG_PSI "
-            "(what calls wait for is not seen)"
-        ]
-    return []
-
-
-def _raise_file_limit() -> list[str]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted >= _FEW_FILES:
-        return []
-    return [
-        f"only {wanted:,} open files are allowed, enough for some {wanted // _FILES_A_CALL:,} calls at once; "
-        f"set LimitNOFILE={_WANTED_FILES} in the unit, or ulimit -n"
-    ]

@@ -9,11 +9,12 @@ from typing import Final
 import structlog
 
 from agentd.config import Config
-from bpf import BpfError, Event, KernelSide
+from bpf import BpfError, Event, KernelSide, PinsInUse
 from controller.backend import Backend
 from controller.cgroup import NoUsableCgroups, Tree, detect
 from controller.enforce import Enforcer
 from controller.kernelside import KernelSide as KernelSidePort
+from controller.model import AlreadyExists
 
 _DEMANDED: Final = frozenset({"memory", "cpu", "pids"})
 
@@ -50,6 +51,8 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
                 _log.info("a part of the kernel side was not loaded", detail=detail)
             return side
         cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
+    except PinsInUse as err:
+        raise AlreadyExists(err.message, remedy=err.remedy) from err  # going without would hide a wrong configuration
     except BpfError as err:
         cause = err
     from controller.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for

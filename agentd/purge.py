@@ -23,10 +23,32 @@ class PurgeError(Exception):
     pass
 
 
+def tree_is_there(config: Config) -> bool:
+    """Whether an earlier daemon left groups. Where it cannot be known: yes."""
+    try:
+        return Tree(detect(config.cgroup.root), config.cgroup.root).root.exists()
+    except NoUsableCgroups:
+        return False
+    except ControllerError:
+        return True
+
+
+def pins_are_there(config: Config) -> bool:
+    try:
+        return config.bpf.pin_dir.exists()
+    except OSError:
+        return True
+
+
 def purge(config: Config) -> Iterator[str]:
     """Yields a line for each thing removed. Raises PurgeError with what is in the way."""
+    yield from purge_tree(config)
+    yield from purge_pins(config)
+
+
+def purge_tree(config: Config) -> Iterator[str]:
     try:
-        tree = Tree(detect(), config.cgroup.root)
+        tree = Tree(detect(config.cgroup.root), config.cgroup.root)
         existed = tree.root.exists()
         if existed:
             lock = lock_root(Path(tree.root.path))
@@ -41,9 +63,20 @@ def purge(config: Config) -> Iterator[str]:
         raise PurgeError(str(err)) from err
     except ControllerError as err:
         raise PurgeError(f"the cgroup tree {config.cgroup.root} could not be removed: {err}") from err
-    if config.bpf.pin_dir.exists():
+
+
+def purge_pins(config: Config) -> Iterator[str]:
+    try:
+        if not config.bpf.pin_dir.exists():
+            return
+        pins = PinDir(config.bpf.pin_dir)
+        lock = pins.lock()
         try:
-            PinDir(config.bpf.pin_dir).remove_all()
-        except BpfError as err:
-            raise PurgeError(str(err)) from err
-        yield f"removed the pinned programs below {config.bpf.pin_dir}"
+            pins.remove_all()
+        finally:
+            os.close(lock)
+    except BpfError as err:
+        raise PurgeError(str(err)) from err
+    except PermissionError as err:
+        raise PurgeError(f"{err.filename}: {err.strerror}; purge as the user whom the daemon ran as") from err
+    yield f"removed the pinned programs below {config.bpf.pin_dir}"

@@ -6,6 +6,7 @@ BpfError
  │   └─ VerifierRejected   the kernel's verifier refused a program: names it and keeps the end of the log
  ├─ AttachFailed        a loaded program cannot be attached
  ├─ PinError            the pin directory or the bpf file system says no
+ │   └─ PinsInUse          another daemon works with this pin directory
  ├─ MapError            a map operation failed
  │   └─ TooManyCalls       the maps are full
  ├─ NotRegistered       the cgroup id is not one that was registered
@@ -60,6 +61,10 @@ class AttachFailed(BpfError):
 
 
 class PinError(BpfError):
+    pass
+
+
+class PinsInUse(PinError):
     pass
 
 

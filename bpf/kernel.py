@@ -68,7 +68,7 @@ class KernelSide:
         self.adopted, self.details = frozenset(loader.adopted), tuple(loader.details)
         self._pins, self._on_event = pins, on_event
         self._cpus = possible_cpus()
-        self._fds: list[int] = []
+        self._fds: list[int] = [loader.lock]
         self._pass, self._settle, self._armed, self._generation, self._undecodable = 0, 0, 0, 0, 0
         self._stride = self._cpus * huge_page_bytes()
         self._floor: dict[int, tuple[int, ...]] = {}
@@ -106,7 +106,8 @@ class KernelSide:
 
         ``cgroup``: our root directory in the v2 hierarchy; the gates and packet programs are attached to it, beside
         whatever else is attached there. ``majors``: character devices that need a GPU grant; None: read from
-        /proc/devices. Raises Unavailable when no part can be had and PinError when the pin directory cannot.
+        /proc/devices. Raises Unavailable when no part can be had and PinError when the pin directory cannot (PinsInUse:
+        another daemon has it).
         """
         pins = PinDir(pin_dir)
         loader = Loader(pins, cgroup) if objects is None else Loader(pins, cgroup, objects)

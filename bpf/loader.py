@@ -67,9 +67,11 @@ class Loader:
         self.adopted: set[str] = set()
         self.problems: list[str] = []
         self.details: list[str] = []
+        self.lock = -1  # a descriptor that holds the pin directory, the caller's to close; set by ``run``
 
     def run(self) -> None:
-        """Raises Unavailable when no part can be brought up; what a part lacked is in ``problems``."""
+        """Raises Unavailable when no part can be brought up; what a part lacked is in ``problems``. PinsInUse while
+        another daemon has the pin directory."""
         missing = [p.name for p in PARTS if not (self._objects / f"{p.name}.bpf.o").is_file()]
         if missing:
             raise Unavailable(
@@ -81,11 +83,19 @@ class Loader:
             raise Unavailable(f"{self._cgroup}: {err.strerror}", remedy="give a directory of the v2 hierarchy") from err
         try:
             self._pins.prepare()
-            self._drop_incompatible()
-            self._drop_unknown()
-            causes = self._bring_up_all(cgroup_fd)
+            self.lock = self._pins.lock()
+            try:
+                self._bring_up_locked(cgroup_fd)
+            except BaseException:
+                os.close(self.lock)
+                raise
         finally:
             os.close(cgroup_fd)
+
+    def _bring_up_locked(self, cgroup_fd: int) -> None:
+        self._drop_incompatible()
+        self._drop_unknown()
+        causes = self._bring_up_all(cgroup_fd)
         if not self.parts:
             raise Unavailable(
                 "no eBPF program can be loaded: " + "; ".join(causes),
@@ -179,7 +189,7 @@ class Loader:
                 self.problems.append(
                     f"map {name} of the version before has another shape: its counters and thresholds were dropped"
                 )
-                self._pins.remove_all()
+                self._pins.clear()
                 self._pins.prepare()
                 return
 

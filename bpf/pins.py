@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from pathlib import Path
 from typing import Final
 
-from bpf.errors import PinError
+from bpf.errors import PinError, PinsInUse
 from bpf.libbpf import get_pinned, reason
 
 DEFAULT_ROOT: Final = Path("/sys/fs/bpf")
@@ -72,6 +73,23 @@ class PinDir:
         except OSError as err:
             raise _pin_error(self.path, err) from err
 
+    def lock(self) -> int:
+        """A descriptor that holds the directory for one daemon until it is closed: a second one would detach the
+        first one's programs, or act through its maps. Raises PinsInUse."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise _pin_error(self.path, err) from err
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise PinsInUse(
+                f"{self.path}: another daemon's programs are pinned there",
+                remedy="stop it (systemctl stop agentd), or give this one a bpf.pin_dir of its own",
+            ) from None
+        return descriptor
+
     def of_part(self, part: str, digest: str) -> Path:
         return self.links / f"{part}-{digest}"
 
@@ -101,10 +119,15 @@ class PinDir:
             for fd in held:
                 os.close(fd)
 
-    def remove_all(self) -> None:
-        """Links first, so that no program looks into maps that are already gone."""
-        for directory in (self.links, self.maps, self.path):
+    def clear(self) -> None:
+        """Links first, so that no program looks into maps that are already gone. The directory itself (and a lock on
+        it) stays."""
+        for directory in (self.links, self.maps):
             self.remove(directory)
+
+    def remove_all(self) -> None:
+        self.clear()
+        self.remove(self.path)
 
     def _listed(self, directory: Path) -> list[Path]:
         try:
