@@ -68,6 +68,7 @@ class Connection:
         "_backlog",
         "_broker",
         "_call_id",
+        "_gone",
         "_loop",
         "_sock",
         "_state",
@@ -84,6 +85,7 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self._call_id: str | None = None
         self._acted = False
+        self._gone = False
         self._backlog: deque[tuple[bytes, int | None]] = deque()
         loop.add_reader(sock.fileno(), self._readable)
 
@@ -138,6 +140,15 @@ class Connection:
             self._broker.report_hang_up(self._call_id)
             self._call_id = None
 
+    def _peer_gone(self) -> None:
+        """The peer closed. What it said before still counts: after a restart of the daemon, a launcher whose child has
+        ended sends RESUME and END and leaves."""
+        if self._state is _State.BUSY and self._backlog:
+            self._gone = True
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self._hang_up()
+
     # --- in
 
     def _readable(self) -> None:
@@ -149,12 +160,12 @@ class Connection:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:  # ECONNRESET: it closed with messages of ours unread
-                self._hang_up()
+                self._peer_gone()
                 return
             descriptors = passed_descriptors(ancillary)
             if length == 0 and not descriptors:
                 # EOF; an empty packet looks the same, and no launcher sends one
-                self._hang_up()
+                self._peer_gone()
                 return
             try:
                 fd = self._one_descriptor(descriptors, flags)
@@ -251,6 +262,8 @@ class Connection:
             self._task = None
             while self._backlog and self._state in (_State.NEW, _State.RUNNING):
                 self._received(*self._backlog.popleft())
+            if self._gone and self._state in (_State.NEW, _State.RUNNING):
+                self._hang_up()
 
     def _failed(self, code: str, message: str) -> None:
         """The request was refused. A failed END is still the end of the call for this connection."""

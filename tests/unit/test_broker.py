@@ -218,6 +218,16 @@ async def test_resume_and_end_may_come_together(connect: Clients, handler: Recor
     assert await handler.next("ended") == ("ended", call_id, 256, True)
 
 
+async def test_a_launcher_that_resumes_ends_and_leaves_is_heard_out(connect: Clients, handler: Recorder) -> None:
+    call_id = new_call_id()
+    client = connect()
+    client.send_with_pidfd(wire.Resume(call_id=call_id))
+    client.send(wire.End(wait_status=0, want=False))
+    client.close()
+    assert await handler.next("resume") == ("resume", call_id, os.getpid())
+    assert await handler.next("ended") == ("ended", call_id, 0, False)
+
+
 async def test_resume_may_come_without_a_pidfd(connect: Clients, handler: Recorder) -> None:
     call_id = new_call_id()
     client = connect()
