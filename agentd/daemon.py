@@ -246,17 +246,25 @@ class Daemon:
         return listeners
 
     def _gid(self, name: str, key: str) -> int | None:
-        """None where no group is named, or the group does not exist: then root alone may connect, which is said."""
+        """None where no group is named, or it cannot be had: then nobody else may connect, which is said."""
         self._groups.pop(key, None)
         if not name:
             return None
         try:
-            return grp.getgrnam(name).gr_gid
+            gid = grp.getgrnam(name).gr_gid
         except KeyError:
-            text = f"{key}: no group {name!r}, only root can use its socket; groupadd {name}, then restart agentd"
-            self._groups[key] = text
-            _log.warning("a socket's group does not exist", problem=text)
-            return None
+            cause, remedy = "there is no such group", f"groupadd {name}"
+        else:
+            if os.geteuid() == 0 or gid in {os.getegid(), *os.getgroups()}:
+                return gid
+            cause, remedy = (
+                f"user {os.geteuid()} is not a member, and cannot give it a socket",
+                "name one of its groups",
+            )
+        text = f"{key} {name!r}: {cause}, so only the daemon itself can use the socket; {remedy}, restart agentd"
+        self._groups[key] = text
+        _log.warning("a socket has no group", problem=text)
+        return None
 
     def _uids_of(self, tenant: str) -> frozenset[int]:
         found = self._host.registry.by_name.get(tenant)

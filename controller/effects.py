@@ -6,7 +6,7 @@ they are called on the path of a tool call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from controller.model import CallId, CallState, CallView, Decision, Outcome, SessionId, SessionView, TenantView, Usage
@@ -26,6 +26,24 @@ class Journal(Protocol):
 
     def decision(self, decision: Decision, /) -> None: ...
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None: ...
+
+
+class Past(Protocol):
+    """What is on record of a call that an earlier daemon left in the tree. Asked at start only, and may read a disk."""
+
+    def has_ended(self, call_id: CallId, /) -> bool: ...
+    def decisions(self, call_id: CallId, /) -> Sequence[Decision]:
+        """What was done to it, oldest first."""
+
+
+class NoPast:
+    """Nothing is on record."""
+
+    def has_ended(self, call_id: CallId, /) -> bool:
+        return False
+
+    def decisions(self, call_id: CallId, /) -> Sequence[Decision]:
+        return ()
 
 
 class Meter(Protocol):

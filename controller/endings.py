@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
-from controller.model import Action, ControllerError, Outcome, Reason
+from controller.model import Action, ControllerError, Outcome, Reason, Tripwire
 from controller.policy.outcome import Proof, explain
 from controller.registry import Call, now
 from controller.shared import Shared
@@ -51,7 +52,7 @@ class Endings:
         if call.outcome is not None:
             return
         if call.ending:
-            self._settle(call, leftovers=0)
+            self._settle(call, leftovers=call.leftovers)
         elif call.launcher_lost or call.killed_as is not None:
             # nobody else will say more than we know, except a launcher that is about to: give it a moment
             if call.launcher and not call.launcher_lost:
@@ -85,13 +86,26 @@ class Endings:
         call.launcher_lost = True
         self.kill(call, Reason.CANCELLED, "the process that started it went away")
 
+    def watch_deadline(self, call: Call) -> None:
+        """Ends the call at the deadline that it declared, counted from its begin. At once where that has passed."""
+        if call.intent.deadline is not None:
+            left = call.begun_at + call.intent.deadline - now()
+            self._later(call, max(0.0, left), self._deadline)
+
+    def _deadline(self, call: Call) -> None:
+        self.kill(call, Reason.TIMEOUT, "it reached the deadline that it declared")
+
+    def remove(self, call: Call) -> None:
+        """The end is on disk: the leaf may go."""
+        self._remove(call, _REMOVE_TRIES)
+
     # --- settling ----------------------------------------------------------------------------------------------------
 
     def _settle_when_empty(self, call: Call) -> None:
         if self._still_runs(call):
             self._later(call, _KILL_PATIENCE, self._settle_stuck)
         else:
-            self._settle(call, leftovers=0)
+            self._settle(call, leftovers=call.leftovers)
 
     def _settle_unwaited(self, call: Call) -> None:
         if call.outcome is None and not call.ending:
@@ -108,19 +122,16 @@ class Endings:
         if call.outcome is not None:
             return
         if self._shared.config.leftovers == "kill":
-            count = len(self._shared.backend.pids(call.ref))
-            self._shared.decide(call, Action.KILL, "leftovers", f"{count} processes outlived the call and were ended")
-            self._shared.backend.kill(call.ref)
-            self._settle_when_empty(call)
+            self._end_leftovers(call)
             return
         # what they used so far is the call's; from here on the session is charged
         usage = self._shared.backend.usage(call.ref)
         try:
+            self._release_stopped(call)
             count = self._shared.backend.adopt_leftovers(call.ref)
         except ControllerError as err:
             log.warning("left-over processes could not be adopted, they are ended", call=call.id, error=str(err))
-            self._shared.backend.kill(call.ref)
-            self._settle_when_empty(call)
+            self._end_leftovers(call)
             return
         if count:
             self._shared.decide(
@@ -128,6 +139,23 @@ class Endings:
             )
         call.usage = usage
         self._settle(call, leftovers=count, measured=True)
+
+    def _end_leftovers(self, call: Call) -> None:
+        call.leftovers = len(self._shared.backend.pids(call.ref))
+        self._shared.decide(
+            call, Action.KILL, "leftovers", f"{call.leftovers} processes outlived the call and were ended"
+        )
+        self._shared.backend.kill(call.ref)
+        self._settle_when_empty(call)
+
+    def _release_stopped(self, call: Call) -> None:
+        """Processes that the brake stopped while the call was ending: outside of it nobody would ever resume them."""
+        if not call.stopped:
+            return
+        grant = replace(call.grant, tripwire=Tripwire())
+        self._shared.backend.limit_call(call.ref, grant, call.intent)
+        stopped, call.stopped = call.stopped, set()
+        self._shared.backend.thaw(call.ref, stopped)
 
     def _settle(self, call: Call, *, leftovers: int, measured: bool = False) -> None:
         if call.outcome is not None:
@@ -145,7 +173,7 @@ class Endings:
         shared.meter.ended(call.tenant.name, outcome)
         call.tenant.running -= 1
         shared.registry.retire(call)
-        shared.journal.call_ended(call.view(), lambda: self._remove(call, _REMOVE_TRIES))
+        shared.journal.call_ended(call.view(), lambda: self.remove(call))
         shared.publish(call)
         call.ended.set()
         self.on_settled(call)

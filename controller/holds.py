@@ -83,6 +83,12 @@ class Holds:
     def review(self) -> None:
         """Lets the policy judge every braked call, and does what it says. Cheap when nothing is braked."""
         calls = {c.id: c for c in self._braked.values() if c.outcome is None and c.held_by == {_BRAKE}}
+        for call in [c for c in calls.values() if c.grant.tripwire.brake is None]:
+            # an operator disarmed it, or its agent took its intent back: nothing is left to hold it for
+            del calls[call.id]
+            self._shared.decide(call, Action.RAISE, "brake", "its threshold was taken away")
+            self._braked.pop(call.id, None)
+            self._let_go(call, _BRAKE)
         if not calls:
             return
         at = now()

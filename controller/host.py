@@ -16,7 +16,7 @@ from controller.backend import Backend, CallRef, Whose
 from controller.budgets import budgets
 from controller.config import HostConfig
 from controller.control import Control
-from controller.effects import Journal, Meter, NullMeter
+from controller.effects import Journal, Meter, NoPast, NullMeter, Past
 from controller.endings import Endings
 from controller.events import KernelEvents
 from controller.holds import Holds
@@ -35,7 +35,6 @@ from controller.model import (
     InvalidRequest,
     Limits,
     Outcome,
-    Reason,
     Refused,
     SessionId,
     SessionView,
@@ -61,7 +60,8 @@ log = structlog.get_logger("corral.host")
 
 class Host:
     """``known_tenants``: ids that names had in the ledger, so that a tenant stays itself across reboots. ``problems``:
-    what else is wrong on this host at the moment, for everybody to see beside what the backend cannot do."""
+    what else is wrong on this host at the moment, for everybody to see beside what the backend cannot do. ``past``:
+    what is on record of calls that an earlier daemon left in the tree; asked by ``start`` only."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Host:
         known_tenants: Mapping[str, TenantId] | None = None,
         meter: Meter | None = None,
         problems: Callable[[], Sequence[str]] = tuple,
+        past: Past | None = None,
     ) -> None:
         self._problems = problems
         self._known_tenants = dict(known_tenants or {})
@@ -94,10 +95,11 @@ class Host:
         self.queue = Queue(self.shared, self._start)
         self.sampler = Sampler(self.shared)
         self.control = Control(self.shared, self.holds, self.endings, self.sessions)
-        self.recovery = Recovery(self.shared, self.sessions, self.holds, self.endings)
+        self.recovery = Recovery(self.shared, self.sessions, self.holds, self.endings, past or NoPast())
         self.events = KernelEvents(self.shared, self.holds, self.endings)
         self.endings.on_forget = self.holds.forget
         self.endings.on_settled = self._settled
+        self.sessions.on_closing = self.queue.drop
         self.sampler.on_round = self._round
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -259,9 +261,7 @@ class Host:
         call.begun_at = now()
         self.registry.add_call(call)
         tenant.running += 1
-        if call.intent.deadline is not None:
-            loop = asyncio.get_running_loop()
-            call.timers.append(loop.call_later(call.intent.deadline, self._deadline, call))
+        self.endings.watch_deadline(call)
         shared.journal.call_begun(call.view())
         shared.publish(call)
         waited = call.begun_at - call.asked_at
@@ -398,9 +398,6 @@ class Host:
     def _memory(self) -> HostMemory:
         total, available = self._reader.memory()
         return HostMemory(total=total, available=available)
-
-    def _deadline(self, call: Call) -> None:
-        self.endings.kill(call, Reason.TIMEOUT, "it reached the deadline that it declared")
 
     def _settled(self, call: Call) -> None:
         self.queue.wake()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from controller.model import Action, ControllerError, TenantId
+from controller.model import Action, ControllerError, TenantId, WrongState
 from controller.policy.grant import Wait
-from controller.registry import Call
+from controller.registry import Call, Session
 from controller.shared import Shared
 
 
@@ -54,6 +54,20 @@ class Queue:
             if entry in self._waiting:
                 self._waiting.remove(entry)
             call.queued = False
+
+    def drop(self, session: Session) -> None:
+        """The session is being closed: its calls that wait will never begin, and are told so."""
+        for entry in [e for e in self._waiting if e[0].session is session]:
+            self._waiting.remove(entry)
+            if not entry[1].done():
+                entry[1].set_exception(
+                    WrongState(
+                        f"session {session.id} was closed while the call waited for its turn",
+                        field="session_id",
+                        value=session.id,
+                        remedy="open a new session (corral session open)",
+                    )
+                )
 
     def wake(self) -> None:
         """Something was freed: whoever can begin, begins."""

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
 from controller.backend import CallRecord, CallRef, Found
+from controller.effects import Past
 from controller.endings import Endings
 from controller.holds import Holds
-from controller.model import CallId, ControllerError, NotAllowed
-from controller.registry import Call, Tenant
+from controller.model import CallId, ControllerError, NotAllowed, SessionId
+from controller.registry import Call, Session, Tenant
 from controller.sessions import Sessions
 from controller.shared import Shared
 
 log = structlog.get_logger("corral.recovery")
 
+_STOPPED_LOOK = 1.0  # seconds after the start; events that waited in the kernel are read in the first milliseconds
+
 
 class Recovery:
-    def __init__(self, shared: Shared, sessions: Sessions, holds: Holds, endings: Endings) -> None:
+    def __init__(self, shared: Shared, sessions: Sessions, holds: Holds, endings: Endings, past: Past) -> None:
         self._shared = shared
         self._sessions = sessions
         self._holds = holds
         self._endings = endings
+        self._past = past
+        self._closed: dict[SessionId, Session] = {}  # sessions that were closed, but whose leaves still stand
         self._missed: set[CallId] = set()  # launchers that have not come back yet
 
     def take_over_tenants(self, found: Found) -> None:
@@ -55,17 +60,22 @@ class Recovery:
             log.warning("a group below our root has no record that can be read; it is left alone", group=name)
         for record in found.sessions:
             if record.session.tenant_id in self._shared.registry.tenants:
-                self._sessions.adopt(record)
+                session = self._sessions.adopt(record)
+                if session.closing:
+                    self._closed[session.id] = session
         for call in found.calls:
             self._take_over_call(call)
-        if found.calls:
-            log.info("calls of an earlier daemon go on", calls=len(found.calls))
-            asyncio.get_running_loop().call_later(self._shared.config.restart_grace, self._grace_is_over)
+        self._closed.clear()
+        if self._missed:
+            log.info("calls of an earlier daemon go on", calls=len(self._missed))
+            loop = asyncio.get_running_loop()
+            loop.call_later(_STOPPED_LOOK, self._look_for_stopped, tuple(self._missed))
+            loop.call_later(self._shared.config.restart_grace, self._grace_is_over)
 
     def _take_over_call(self, record: CallRecord) -> None:
         view = record.call
         registry = self._shared.registry
-        session = registry.sessions.get(view.session_id)
+        session = registry.sessions.get(view.session_id) or self._closed.get(view.session_id)
         if session is None:
             log.warning("a call's session is not known; its leaf is left alone", call=view.id)
             return
@@ -89,6 +99,13 @@ class Recovery:
         )
         try:
             self._shared.backend.adopt_call(call.ref, record)
+            if self._past.has_ended(call.id):
+                self._endings.remove(call)  # all is on disk but for the leaf's removal
+                return
+            call.decisions = list(self._past.decisions(call.id))
+            if not record.held:
+                # frozen, but not yet on record as held when the earlier daemon died: who wanted it frozen asks again
+                self._shared.backend.thaw(call.ref, ())
             if "brake" in record.held:
                 # which processes were stopped is not known any more: every stopped one of the leaf is resumed
                 call.stopped = set(self._shared.backend.pids(call.ref))
@@ -97,10 +114,26 @@ class Recovery:
             # the earlier daemon may have died before the ledger had the beginning; writing it twice does no harm
             self._shared.journal.call_begun(view)
             self._holds.adopt(call, set(record.held))
+            self._endings.watch_deadline(call)
         except ControllerError as err:
             log.error("a call of an earlier daemon could not be taken over", call=view.id, error=str(err))
             return
         self._missed.add(call.id)
+
+    def _look_for_stopped(self, adopted: Sequence[CallId]) -> None:
+        """By now the events of brakes that acted while no daemon ran have come. Should one have been lost, its
+        processes stand stopped past the threshold, and nobody else would ever resume them."""
+        for call_id in adopted:
+            call = self._shared.registry.calls.get(call_id)
+            if call is None or call.held_by or call.ending or (brake := call.grant.tripwire.brake) is None:
+                continue
+            with contextlib.suppress(ControllerError):  # it ends at this moment
+                usage = self._shared.backend.memory(call.ref)
+                if usage < brake:
+                    continue
+                for pid in self._shared.backend.pids(call.ref):
+                    if _state_and_parent(pid)[0] == "T":
+                        self._holds.braked(call, pid, usage, brake, 0.0)
 
     def resume(self, call_id: CallId, uid: int, launcher_pid: int, tell_acted: Callable[[], None]) -> Call:
         """A launcher is back. Only the session's own user (or root) may speak for a call."""
@@ -130,8 +163,13 @@ class Recovery:
 
 def _is_parent(parent: int, child: int) -> bool:
     """Whether ``child`` lives and ``parent`` is still its parent: a dead launcher's child has been given away."""
+    return _state_and_parent(child)[1] == parent
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """As in proc_pid_stat(5); ("", -1) of a process that is gone."""
     try:
-        stat = Path(f"/proc/{child}/stat").read_text(encoding="ascii", errors="replace")
-        return int(stat.rpartition(")")[2].split()[1]) == parent
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return fields[0], int(fields[1])
     except (OSError, ValueError, IndexError):
-        return False
+        return "", -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -47,6 +47,7 @@ class Sessions:
     def __init__(self, shared: Shared, endings: Endings) -> None:
         self._shared = shared
         self._endings = endings
+        self.on_closing: Callable[[Session], None] = _nothing  # the owner's: what waits in the session waits no more
         self._to_remove: set[tuple[TenantId, SessionId]] = set()
 
     # --- tenants -----------------------------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ class Sessions:
         if session.closing:
             raise AlreadyExists(f"session {session.id} is being closed already", remedy="wait for it")
         session.closing = True
+        self.on_closing(session)
         waiting = []
         for call in list(session.calls.values()):
             if not call.queued:
@@ -242,23 +244,28 @@ class Sessions:
         for session in list(self._shared.registry.sessions.values()):
             self.close_if_idle(session)
 
-    def adopt(self, record: SessionRecord) -> None:
-        """A session that an earlier daemon opened. A closed one only awaits its removal."""
-        record_session = record.session
-        if record_session.closed_at is not None:
-            self._to_remove.add((record_session.tenant_id, record_session.id))
-            return
-        tenant = self._shared.registry.tenants[record_session.tenant_id]
-        self._shared.registry.add_session(
-            Session(
-                id=record_session.id,
-                tenant=tenant,
-                name=record_session.name,
-                uid=record_session.uid,
-                opened_at=record_session.opened_at,
-                labels=dict(record_session.labels),
-                token_hash=record.token_hash,
-                token_expires=record.token_expires,
-                managed=record.managed,
-            )
+    def adopt(self, record: SessionRecord) -> Session:
+        """A session that an earlier daemon opened. A closed one only awaits its removal, and is not registered."""
+        view = record.session
+        session = Session(
+            id=view.id,
+            tenant=self._shared.registry.tenants[view.tenant_id],
+            name=view.name,
+            uid=view.uid,
+            opened_at=view.opened_at,
+            labels=dict(view.labels),
+            token_hash=record.token_hash,
+            token_expires=record.token_expires,
+            managed=record.managed,
+            closed_at=view.closed_at,
+            closing=view.closed_at is not None,
         )
+        if session.closing:
+            self._to_remove.add((view.tenant_id, view.id))
+        else:
+            self._shared.registry.add_session(session)
+        return session
+
+
+def _nothing(session: Session) -> None:
+    pass

@@ -4,12 +4,14 @@ Rules, in order, for each braked call, the highest priority and then the longest
 
 1. It asked to fail fast: end it.
 2. There is room for another step (below its hard limit, its tenant's ceiling and the host's reserve): raise and resume.
-3. No room, and nothing that runs could free any (it is the tenant's only call against the tenant's ceiling, or it
-   stands at its own hard limit): holding it would wait for ever; end it and say why.
+3. No room, and nothing could free any (it stands at its own hard limit, or against its tenant's ceiling or the host's
+   memory without any other call that could end or be ended): holding it would wait for ever; end it and say why.
 4. No room, and held for longer than the bound: end it.
 5. Otherwise hold, and look again when memory is freed or the bound is near.
 
-Room that rule 2 gives away is no longer there for the calls that come after it in the same round.
+Room that rule 2 gives away is no longer there for the calls that come after it in the same round, and what a call waits
+for is not given to one of lower priority. Where all calls of a tenant are held, rule 3 ends one of them, the youngest
+of the lowest priority, and the others wait for what that frees: so at least one of them gets to its end.
 """
 
 from __future__ import annotations
@@ -70,8 +72,14 @@ def judge(braked: Sequence[Braked], headroom: Headroom, config: CallConfig) -> l
     host = headroom.host
     tenants = dict(headroom.tenants)
     judgements = []
-    for call in sorted(braked, key=lambda c: (-c.priority, -c.held_seconds, c.call_id)):
-        room = _room(call, host, tenants)
+    ordered = sorted(braked, key=lambda c: (-c.priority, -c.held_seconds, c.call_id))
+    movable = [call.tenant_id for call in ordered]  # tenants of calls that may yet free memory: all but the held ones
+    waits_in: dict[TenantId, int] = {}  # the highest priority that waits for room under a tenant's ceiling
+    waits_on_host = -1
+    for call in ordered:
+        movable.remove(call.tenant_id)
+        behind = call.priority < max(waits_on_host, waits_in.get(call.tenant_id, -1))
+        room = 0 if behind else _room(call, host, tenants)
         step = max(config.raise_step, call.brake // 4)
         evidence = {
             "usage_bytes": float(call.usage),
@@ -79,7 +87,17 @@ def judge(braked: Sequence[Braked], headroom: Headroom, config: CallConfig) -> l
             "room_bytes": float(room),
             "held_seconds": round(call.held_seconds, 3),
         }
-        verdict, reason, target = _one(call, room, step, headroom=headroom, tenants=tenants, config=config)
+        full = tenants.get(call.tenant_id, step) < step or call.priority < waits_in.get(call.tenant_id, -1)
+        alone = not (movable or headroom.host_others_running)
+        if full:
+            alone = call.running_siblings == 0 and call.tenant_id not in movable
+        verdict, reason, target = _one(call, room, step, tenant_is_full=full, alone=alone, config=config)
+        if verdict is not Verdict.HOLD:
+            movable.append(call.tenant_id)
+        elif full:
+            waits_in.setdefault(call.tenant_id, call.priority)
+        else:
+            waits_on_host = max(waits_on_host, call.priority)
         if verdict is Verdict.RAISE:
             granted = target - call.usage
             host -= granted
@@ -108,30 +126,33 @@ def _margin(hard_limit: int) -> int:
 
 
 def _one(
-    call: Braked, room: int, step: int, *, headroom: Headroom, tenants: dict[TenantId, int], config: CallConfig
+    call: Braked, room: int, step: int, *, tenant_is_full: bool, alone: bool, config: CallConfig
 ) -> tuple[Verdict, str, int]:
+    """``alone``: no call other than this one could free what it waits for."""
     used = human_bytes(call.usage)
     if call.fail_fast:
         return Verdict.KILL, f"used {used}, past its declared peak, and asked to fail fast", call.brake
+    if call.usage < call.brake and room >= call.brake - call.usage:
+        # its threshold was raised meanwhile (by its agent or an operator), or it gave memory back: never below that
+        target = max(call.brake, call.usage + min(step, room))
+        return Verdict.RAISE, f"used {used}, below its threshold of {human_bytes(target)}", target
     if room >= step:
         target = call.usage + step
         return Verdict.RAISE, f"used {used}; there is room for {human_bytes(step)} more", target
     # a last, smaller step up to the hard limit is better than none, as long as it is worth a resume
-    if room >= config.raise_step // 4 and room >= call.usage // 50:
+    worth = max(min(config.raise_step // 4, call.brake // 4), call.usage // 50, 1)
+    if room >= worth:
         return Verdict.RAISE, f"used {used}; room is left for {human_bytes(room)} more", call.usage + room
-    at_own_limit = call.hard_limit is not None and call.hard_limit - _margin(call.hard_limit) - call.usage < step
-    if at_own_limit and call.hard_limit is not None:
+    if call.hard_limit is not None and call.hard_limit - _margin(call.hard_limit) - call.usage < worth:
         limit = human_bytes(call.hard_limit)
         return Verdict.KILL, f"used {used} of its hard limit of {limit}: waiting cannot help", call.brake
-    tenant_room = tenants.get(call.tenant_id)
-    tenant_is_full = tenant_room is not None and tenant_room < step
-    if tenant_is_full and call.running_siblings == 0:
+    if tenant_is_full and alone:
         return (
             Verdict.KILL,
             f"used {used}, the tenant's ceiling is reached and no other call of it could free any",
             call.brake,
         )
-    if not tenant_is_full and not headroom.host_others_running:
+    if alone:
         return Verdict.KILL, f"used {used}, the host is full and no other call could free any", call.brake
     if call.held_seconds >= config.hold_max:
         return Verdict.KILL, f"used {used}; no room came within {human_seconds(config.hold_max)}", call.brake
