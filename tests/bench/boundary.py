@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agentd.proto.corral.v1 import corral_pb2 as pb
+from tests.bench import procstat
 from tests.bench.containers import Unavailable, container
 from tests.bench.harness import BenchError, Context, Corral, corral, run
 from tests.bench.result import Figure, Result, Row
@@ -59,7 +61,12 @@ async def _spawns(spawn: Path, arms: dict[str, list[str]], rounds: int, host: Co
     for number, words in enumerate(arms.values()):
         command += [*([":::"] if number else []), *words]
     names = list(arms)
-    for line in (await run(command, environment=host.environment, within=600)).splitlines():
+    used = procstat.read(host.daemon.pid).cpu_seconds
+    said = await run(command, environment=host.environment, within=600)
+    await asyncio.sleep(0.5)  # what the last ends leave to do: records, and leaves to remove
+    used = procstat.read(host.daemon.pid).cpu_seconds - used
+    result.rows.append({"kind": "daemon", "arm": "daemon", "ms": used * 1e3 / (rounds + WARM_UP), "warm_up": False})
+    for line in said.splitlines():
         turn, arm, nanoseconds, status = (int(word) for word in line.split())
         if status:
             raise BenchError(f"{' '.join(arms[names[arm]])} ended with wait status {status} in round {turn}")
@@ -109,6 +116,7 @@ def summarise(result: Result) -> None:
         ),
         "added_p99_ms": Figure(value=percentile(ours, 99) - typical, unit="ms", at_most=6),
         "grpc_p50_ms": Figure(value=median(times["grpc"]), unit="ms", at_most=3, samples=times["grpc"]),
+        "daemon_cpu_ms": Figure(value=times["daemon"][0], unit="ms per call"),
         "plain_p50_ms": Figure(value=typical, unit="ms", samples=plain),
         "plain_p99_ms": Figure(value=percentile(plain, 99), unit="ms"),
     }

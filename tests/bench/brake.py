@@ -8,13 +8,10 @@ import os
 import random
 import signal
 import threading
-import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.bench.harness import (
     MEMORY_NOW,
     MEMORY_PEAK,
@@ -35,14 +32,8 @@ THRESHOLD: Final = 64 * MIB
 BOUND: Final = THRESHOLD + 256 * MIB  # what a burst touches that nothing stops
 POLLER_BOUND: Final = THRESHOLD + 1024 * MIB
 POLL_SECONDS: Final = 0.1
-HELD_WITHIN: Final = 5.0  # seconds from the decision until all of the call stands still
 HUGE_PAGE: Final = 2 * MIB
 QUIET: Final = asyncio.subprocess.DEVNULL  # each call is ended by us, and its launcher says so
-
-# Nothing is raised (no room for such a step) and nothing is killed (another call of the tenant runs): what the brake
-# has stopped stays stopped, until its peak has been read.
-SETTINGS: Final = {"call": {"hard_limit_factor": "none", "raise_step": "64G", "hold_max": "10m"}}
-TENANT_MEMORY: Final = "8G"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,111 +49,47 @@ class Cell:
 CELLS: Final = (Cell(1, "small"), Cell(8, "small"), Cell(1, "huge"), Cell(8, "huge"))
 
 
-class Decisions:
-    """The first brake of each call, from the operator's stream."""
-
-    def __init__(self) -> None:
-        self._brakes: dict[str, asyncio.Future[pb.Decision]] = {}
-
-    @contextlib.asynccontextmanager
-    async def follow(self, host: Corral) -> AsyncIterator[None]:
-        connected = asyncio.Event()
-        task = asyncio.create_task(self._follow(host, connected))
-        try:
-            await asyncio.wait_for(connected.wait(), 30)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _follow(self, host: Corral, connected: asyncio.Event) -> None:
-        async for update in host.client.stream(host.client.operator.Watch, pb.WatchRequest(interval_seconds=60)):
-            connected.set()
-            if update.WhichOneof("update") == "decision" and update.decision.action == "brake":
-                future = self.brake_of(update.decision.call_id)
-                if not future.done():
-                    future.set_result(update.decision)
-
-    def brake_of(self, call_id: str) -> asyncio.Future[pb.Decision]:
-        return self._brakes.setdefault(call_id, asyncio.get_running_loop().create_future())
-
-
 async def measure(context: Context) -> Result:
     rounds = context.count(full=60, quick=10)
     result = Result(runs=rounds)
-    hold = context.compile("hold")
-    async with corral(context, settings=SETTINGS, tenant={"memory_max": TENANT_MEMORY}) as host:
+    burst = context.compile("burst")
+    phase = random.Random(20261124)  # noqa: S311 - moments of a measurement, the same in every run
+    async with corral(context) as host:
         result.mode = host.mode
-        decisions = Decisions()
-        async with decisions.follow(host):
-            sibling = await host.start(hold)
-            try:
-                await _rounds(context, host, decisions, rounds, result=result)
-            finally:
-                await ended(sibling)
+        for turn in range(rounds):
+            for i in range(len(CELLS)):
+                cell = CELLS[(turn + i) % len(CELLS)]
+                result.rows.append({"round": turn, **await _braked(host, burst, cell)})
+            for cell in CELLS[:2]:
+                result.rows.append({"round": turn, **await _polled(host, burst, cell, phase.random() * POLL_SECONDS)})
+            if (turn + 1) % 10 == 0:
+                context.say(f"{turn + 1} of {rounds} rounds")
     summarise(result)
     return result
 
 
-async def _rounds(context: Context, host: Corral, decisions: Decisions, rounds: int, *, result: Result) -> None:
-    burst = context.compile("burst")
-    phase = random.Random(20261124)  # noqa: S311 - moments of a measurement, the same in every run
-    for turn in range(rounds):
-        for i in range(len(CELLS)):
-            cell = CELLS[(turn + i) % len(CELLS)]
-            result.rows.append({"round": turn, **await _braked(host, burst, decisions, cell)})
-        for cell in (CELLS[0], CELLS[1]):
-            result.rows.append({"round": turn, **await _polled(host, burst, cell, phase.random() * POLL_SECONDS)})
-        if (turn + 1) % 10 == 0:
-            context.say(f"{turn + 1} of {rounds} rounds")
-
-
-async def _braked(host: Corral, burst: Path, decisions: Decisions, cell: Cell) -> Row:
-    words = (str(cell.processes), str(BOUND), cell.pages)
-    process = await host.start(burst, *words, options=("--memory", f":{THRESHOLD}"), stderr=QUIET)
+async def _braked(host: Corral, burst: Path, cell: Cell) -> Row:
+    """A call that asked to fail fast: stopped in the kernel, held by the freezer, then ended, so its peak is final."""
+    options = ("--memory", f":{THRESHOLD}", "--on-pressure", "fail-fast")
+    process = await host.start(burst, str(cell.processes), str(BOUND), cell.pages, options=options, stderr=QUIET)
     try:
         call = await line_of(process)
-        brake = decisions.brake_of(call)
-        groups = await host.group(call)
         await tell(process)
-        gone = asyncio.ensure_future(process.wait())
-        await asyncio.wait((brake, gone), return_when=asyncio.FIRST_COMPLETED, timeout=30)
-        row: Row = {
-            "arm": "brake",
-            "cell": cell.name,
-            "processes": cell.processes,
-            "pages": cell.pages,
-            "stopped": True,
-        }
-        if not brake.done():
-            # it touched all that it had: nothing stopped it. That is the worst that there is, and counts as such
-            if not gone.done():
-                raise BenchError(f"call {call} ({cell.name}) neither ended nor was braked within 30 s")
-            outcome = await host.outcome(call)
-            row |= {"stopped": False, "reason": outcome.reason, "status": process.returncode}
-            return {**row, "overshoot_bytes": outcome.usage.memory_peak_bytes - THRESHOLD, "event_ms": None}
-        evidence = brake.result().evidence
-        await _all_held(first_file(groups, "cgroup.events"), call)
-        peak = int(first_file(groups, *MEMORY_PEAK).read_text("ascii"))
-        await host.kill(call)
-        await gone
+        await asyncio.wait_for(process.wait(), 30)
+    except TimeoutError:
+        raise BenchError(f"call {call} ({cell.name}) neither ended nor was ended within 30 s") from None
     finally:
         await ended(process)
-    return {
-        **row,
-        "first_stop_overshoot_bytes": evidence["overshoot_bytes"],
-        "overshoot_bytes": peak - THRESHOLD,
-        "event_ms": evidence["event_ms"],
-    }
-
-
-async def _all_held(events: Path, call: str) -> None:
-    """Until every process of the call stands still: only then is its peak final."""
-    deadline = time.monotonic() + HELD_WITHIN
-    while "frozen 1" not in events.read_text("ascii"):
-        if time.monotonic() > deadline:
-            raise BenchError(f"call {call} was braked and is not frozen {HELD_WITHIN:g} s later")
-        await asyncio.sleep(0.002)
+    outcome = await host.outcome(call)
+    peak = outcome.usage.memory_peak_bytes
+    row: Row = {"arm": "brake", "cell": cell.name, "processes": cell.processes, "pages": cell.pages}
+    row |= {"reason": outcome.reason, "overshoot_bytes": peak - THRESHOLD}
+    brakes = [decision.evidence for decision in outcome.decisions if decision.action == "brake"]
+    if not brakes:
+        # it touched all that it had: nothing stopped it. That is the worst that there is, and counts as such
+        return {**row, "stopped": False, "event_ms": None}
+    first = {"first_stop_overshoot_bytes": brakes[0]["overshoot_bytes"], "event_ms": brakes[0]["event_ms"]}
+    return {**row, "stopped": True, **first}
 
 
 async def _polled(host: Corral, burst: Path, cell: Cell, delay: float) -> Row:

@@ -93,6 +93,7 @@ def test_boundary_is_measured_against_the_typical_plain_start() -> None:
     for arm, times in {"plain": [1.0, 1.0, 9.0], "corral": [2.0, 2.5, 3.0], "grpc": [2.0, 2.0, 2.0]}.items():
         result.rows += [{"arm": arm, "ms": ms, "warm_up": False} for ms in times]
         result.rows.append({"arm": arm, "ms": 1000.0, "warm_up": True})
+    result.rows.append({"arm": "daemon", "ms": 0.7, "warm_up": False})
     boundary.summarise(result)
     assert result.summary["added_p50_ms"].value == 1.5
     # a slow plain start (9 ms) must not be taken off the slow starts of calls
