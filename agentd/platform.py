@@ -37,7 +37,6 @@ def choose_backend(config: Config) -> Backend:
     except NoUsableCgroups as err:
         if config.daemon.mode == "enforce":
             raise CannotEnforceHere(f'daemon.mode is "enforce", but limits cannot be enforced here: {err}') from err
-        _log.warning("only observing: tool calls are watched, nothing is limited", cause=str(err))
         return _observer(f"only observing, no limits: {err}")
     return Enforcer(tree, lambda root, on_event: open_kernel_side(config, root, on_event))
 

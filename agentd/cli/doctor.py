@@ -43,7 +43,7 @@ def doctor(context: Context) -> int:
         lacking = sum(not f.found for f in features)
         context.say(f"{len(features) - lacking} of {len(features)} features found")
     if missing:
-        context.note(f"corral doctor: essential and missing: {', '.join(missing)}; without it Corral cannot run calls")
+        context.note(f"corral doctor: essential and missing: {', '.join(missing)}; the table says what that costs")
         return EXIT_FAILED
     return EXIT_OK
 

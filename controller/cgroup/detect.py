@@ -125,7 +125,7 @@ def detect(root: str = "corral") -> CgroupHost:
     if v2 is not None:
         controllers = frozenset(files.read(f"{v2.path}/cgroup.controllers").decode().split())
     host = classify(mounts, controllers)
-    for path in {host.v2, *host.mounts.values()}:
+    for path in dict.fromkeys((host.v2, *host.mounts.values())):
         nearest = path / root
         while not nearest.exists():
             nearest = nearest.parent
@@ -133,7 +133,11 @@ def detect(root: str = "corral") -> CgroupHost:
             raise NoUsableCgroups(
                 str(nearest),
                 f"not writable for uid {os.geteuid()}",
-                remedy="run agentd as root, or delegate a group to its user (systemd: Delegate=yes)",
+                remedy=(
+                    "run agentd as root, or delegate a group to its user (systemd: Delegate=yes)"
+                    if os.geteuid()
+                    else "it is root without its capabilities: leave it CAP_DAC_OVERRIDE and CAP_SYS_ADMIN"
+                ),
             )
     return CgroupHost(
         mode=host.mode,
