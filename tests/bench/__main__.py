@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from agentd.api.client import ApiError
 from agentd.embedded import EmbeddedError
 from tests.bench import accounting, boundary, brake, observe, scale
 from tests.bench.harness import BenchError, Context
+from tests.bench.procstat import Others
 from tests.bench.result import Result, document, host_facts, table, write_json
 
 BENCHES: Final[dict[str, Callable[[Context], Awaitable[Result]]]] = {
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
         parser().error(f"--json {options.json}: the directory {options.json.parent} does not exist; make it first")
-    load = os.getloadavg()[0]
+    machine = Others()
     host = host_facts("unknown")
     began = time.monotonic()
     try:
@@ -69,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"bench: {options.name}: {err}\n")
         return 2
     host["cgroup_mode"] = result.mode
-    seconds = time.monotonic() - began
-    found = document(options.name, result, quick=options.quick, load=load, seconds=seconds, host=host)
+    seconds, others = time.monotonic() - began, machine.share()
+    found = document(options.name, result, quick=options.quick, others=others, seconds=seconds, host=host)
     if options.json is not None:
         write_json(options.json, found)
-    _show(options.name, result, quick=options.quick, stored=options.json, load=load, seconds=seconds)
+    _show(options.name, result, quick=options.quick, stored=options.json, others=others, seconds=seconds)
     return 0
 
 
@@ -90,9 +90,9 @@ async def _measure(name: str, *, quick: bool, runs: int | None) -> Result:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _show(name: str, result: Result, *, quick: bool, stored: Path | None, load: float, seconds: float) -> None:
+def _show(name: str, result: Result, *, quick: bool, stored: Path | None, others: float, seconds: float) -> None:
     fewer = ", quick: fewer runs than the figures are meant for" if quick else ""
-    print(f"{name}: {result.runs} runs of each cell in {seconds:.0f} s{fewer}; load before: {load:.2f}")
+    print(f"{name}: {result.runs} runs of each cell in {seconds:.0f} s{fewer}; others had {others:.0%} of the CPUs")
     for line in table(result.summary):
         print(f"  {line}")
     for note in result.notes:

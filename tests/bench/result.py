@@ -77,16 +77,16 @@ def _commit() -> str:
 
 
 def document(
-    name: str, result: Result, *, quick: bool, load: float, seconds: float, host: Row | None = None
+    name: str, result: Result, *, quick: bool, others: float, seconds: float, host: Row | None = None
 ) -> dict[str, object]:
-    """The JSON form. ``load``: load average of one minute when the benchmark began."""
+    """The JSON form. ``others``: share of the CPUs (0 to 1) that went to other programs meanwhile."""
     return {
         "name": name,
         "quick": quick,
         "runs": result.runs,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
-        "load_before": round(load, 2),
+        "cpu_share_of_others": round(others, 3),
         "host": host_facts(result.mode) if host is None else host,
         "summary": {key: figure.value for key, figure in result.summary.items()},
         "targets": {key: figure.at_most for key, figure in result.summary.items() if figure.at_most is not None},

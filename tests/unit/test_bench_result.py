@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.bench import accounting, boundary, brake, observe, procstat, scale
 from tests.bench.__main__ import BENCHES, main
 from tests.bench.churn import parse_begin
 from tests.bench.harness import BenchError, Context, first_file
-from tests.bench.result import Figure, Result, document, host_facts, number, table, write_json
+from tests.bench.result import Figure, Result, Row, document, host_facts, number, table, write_json
 
 MIB = 1 << 20
 
@@ -34,10 +35,11 @@ def test_document_has_the_agreed_keys_and_is_json(tmp_path: Path) -> None:
         "plain_p50_ms": Figure(value=None, unit="ms"),
     }
     path = tmp_path / "out.json"
-    write_json(path, document("boundary", result, quick=True, load=0.5, seconds=4.2))
+    write_json(path, document("boundary", result, quick=True, others=0.25, seconds=4.2))
     stored = json.loads(path.read_text())
     assert stored["name"] == "boundary"
     assert stored["quick"] is True
+    assert stored["cpu_share_of_others"] == 0.25
     assert stored["runs"] == 3
     assert stored["rows"] == [{"arm": "plain", "ms": 0.5, "warm_up": False}]
     assert stored["summary"] == {"added_p50_ms": 1.25, "plain_p50_ms": None}
@@ -102,7 +104,7 @@ def test_boundary_is_measured_against_the_typical_plain_start() -> None:
     assert "docker_exec_added_p50_ms" not in result.summary
 
 
-def _brake_row(arm: str, pages: str, overshoot: float, *, stopped: bool = True) -> dict[str, str | float | bool | None]:
+def _brake_row(arm: str, pages: str, overshoot: float, *, stopped: bool = True) -> Row:
     return {
         "arm": arm,
         "cell": f"{pages}, 1 process",
@@ -131,7 +133,7 @@ def test_a_burst_that_nothing_stopped_counts_with_all_that_it_touched() -> None:
 def test_accounting_reports_the_worst_of_all() -> None:
     result = Result()
     for resource, error in (("cpu", 0.001), ("memory", 0.03), ("cpu", 0.002)):
-        case = {"case": resource, "resource": resource, "counted": 1, "expected": 1.0, "unit": "x"}
+        case: Row = {"case": resource, "resource": resource, "counted": 1, "expected": 1.0, "unit": "x"}
         result.rows.append({**case, "error": error})
     accounting.summarise(result)
     assert result.summary["worst_error"].value == 0.03
@@ -186,6 +188,14 @@ def test_procstat_of_this_process() -> None:
         assert stat.cpu_seconds > 0
         assert stat.fds > held.fileno() - 64
     assert procstat.read(os.getpid()).fds == stat.fds - 1
+
+
+def test_own_work_is_not_that_of_others() -> None:
+    machine = procstat.Others()
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    assert 0 <= machine.share() <= 1
 
 
 def test_first_file_says_what_is_missing(tmp_path: Path) -> None:
