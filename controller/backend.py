@@ -162,7 +162,11 @@ class Backend(Protocol):
         """Everything, exactly, now. At the end of a call, and on demand for one."""
 
     def memory(self, ref: CallRef, /) -> int: ...
-    def sample(self, refs: Sequence[CallRef], /) -> Sampled: ...
+    def begin_round(self) -> None:
+        """A round of samples begins: what is read once for all calls is read now."""
+
+    def sample(self, refs: Sequence[CallRef], /, *, full: bool) -> Sampled:
+        """``full`` False: CPU, memory and counters alone; what that leaves out is None and keeps its last value."""
     def proof(self, ref: CallRef, /) -> KernelProof: ...
     def adopt_leftovers(self, ref: CallRef, /) -> int:
         """Moves what still runs in the leaf to the session's ``left`` group. Returns how many processes."""

@@ -91,6 +91,7 @@ class Enforcer:
         self._lock: int | None = None
         self._leaves: dict[CallId, Leaf] = {}
         self._by_cgroup: dict[int, Leaf] = {}
+        self._round: dict[int, Counters] = {}
 
     # --- what this host can do ---------------------------------------------------------------------------------------
 
@@ -348,20 +349,22 @@ class Enforcer:
     def memory(self, ref: CallRef) -> int:
         return self._leaf(ref).group.fast_stat().memory_now or 0
 
-    def sample(self, refs: Sequence[CallRef]) -> Sampled:
-        counters: dict[int, Counters] = self._kernel.all_counters() if self._kernel is not None and refs else {}
+    def begin_round(self) -> None:
+        self._round = self._kernel.all_counters() if self._kernel is not None and self._leaves else {}
+
+    def sample(self, refs: Sequence[CallRef], *, full: bool) -> Sampled:
         sampled = Sampled()
         for ref in refs:
             leaf = self._leaves.get(ref.call_id)
             if leaf is None:
                 continue
             try:
-                fast = leaf.group.fast_stat()
+                stat = leaf.group.stat() if full else leaf.group.fast_stat()
             except CgroupFileError:
                 continue  # it ended between the list and the look
             if self._watcher is not None:
                 self._watcher.check(leaf.group)  # counters that this kernel does not notify of
-            sampled.usage[ref.call_id] = usage_of(fast, counters.get(leaf.cgroup_id))
+            sampled.usage[ref.call_id] = usage_of(stat, self._round.get(leaf.cgroup_id))
         return sampled
 
     def proof(self, ref: CallRef) -> KernelProof:

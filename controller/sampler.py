@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
-from controller.model import ControllerError
+from controller.model import ControllerError, Usage
 from controller.registry import Call, now
 from controller.shared import Shared
 
@@ -47,6 +48,7 @@ class Sampler:
     async def round(self, *, record: bool = True) -> None:
         """One reading of every live call and tenant; ``record``: into the ledger, too."""
         calls = self._shared.registry.begun_calls()
+        self._shared.backend.begin_round()
         for start in range(0, len(calls), _CHUNK):
             self._read(calls[start : start + _CHUNK], record=record)
             await asyncio.sleep(0)
@@ -62,16 +64,28 @@ class Sampler:
     def _read(self, calls: list[Call], *, record: bool) -> None:
         at = now()
         try:
-            sampled = self._shared.backend.sample([c.ref for c in calls if c.outcome is None])
+            sampled = self._shared.backend.sample([c.ref for c in calls if c.outcome is None], full=record)
         except ControllerError as err:
             log.warning("calls could not be sampled", error=str(err))
             return
         for call in calls:
             usage = sampled.usage.get(call.id)
             if usage is not None and call.outcome is None:
-                call.usage = usage
+                call.usage = usage if record else _over(call.usage, usage)
                 if record:
                     self._shared.journal.sample(at, call.id, call.state, usage)
+
+
+def _over(old: Usage, new: Usage) -> Usage:
+    """``new``, with what a quick sample leaves out as it was."""
+    return replace(
+        new,
+        pids_now=new.pids_now if new.pids_now is not None else old.pids_now,
+        memory_stall_usec=new.memory_stall_usec if new.memory_stall_usec is not None else old.memory_stall_usec,
+        cpu_stall_usec=new.cpu_stall_usec if new.cpu_stall_usec is not None else old.cpu_stall_usec,
+        io_stall_usec=new.io_stall_usec if new.io_stall_usec is not None else old.io_stall_usec,
+        oom_kills=new.oom_kills if new.oom_kills is not None else old.oom_kills,
+    )
 
 
 def _nothing() -> None:

@@ -152,7 +152,10 @@ class RecordingBackend:
     def memory(self, ref: CallRef) -> int:
         return self.leaves[ref.call_id].memory
 
-    def sample(self, refs: Sequence[CallRef]) -> Sampled:
+    def begin_round(self) -> None:
+        pass
+
+    def sample(self, refs: Sequence[CallRef], *, full: bool) -> Sampled:
         return Sampled({r.call_id: self.leaves[r.call_id].usage for r in refs if r.call_id in self.leaves})
 
     def proof(self, ref: CallRef) -> KernelProof:
