@@ -99,9 +99,12 @@ def classify(mounts: list[CgroupMount], v2_controllers: frozenset[str]) -> Cgrou
             continue
         old = next((m for m in mounts if m.version == 1 and any(_V1_NAMES[c] == name for c in m.controllers)), None)
         if old is None:
-            problems.append(f"no {name} controller: neither {v2.path}/cgroup.controllers nor a v1 mount has it")
+            problems.append(
+                f"no {name} controller: neither {v2.path}/cgroup.controllers nor a v1 mount has it; boot with it, "
+                f"delegate it to agentd, or mount it (mount -t cgroup -o {_v1_name(name)} ...)"
+            )
         elif old.read_only:
-            problems.append(f"no {name} controller: {old.path} is mounted read-only")
+            problems.append(f"no {name} controller: {old.path} is mounted read-only; remount it rw")
         else:
             hybrid = True
             chosen[name] = old.path
@@ -109,6 +112,10 @@ def classify(mounts: list[CgroupMount], v2_controllers: frozenset[str]) -> Cgrou
     # A v2 hierarchy without any controller is the hybrid kind, also where no v1 hierarchy stands beside it.
     mode: Literal["unified", "hybrid"] = "hybrid" if hybrid or not v2_controllers else "unified"
     return CgroupHost(mode=mode, v2=v2.path, mounts=chosen, mount_roots=roots, problems=tuple(problems))
+
+
+def _v1_name(controller: str) -> str:
+    return next(v1 for v1, name in _V1_NAMES.items() if name == controller)
 
 
 def detect(root: str = "corral") -> CgroupHost:
