@@ -39,6 +39,7 @@ int main(int argc, char **argv)
 	size_t bytes = argc == 4 ? strtoull(argv[2], NULL, 10) : 0;
 	const char *call = getenv("CORRAL_CALL");
 	int gate[2], touched[2];
+	pid_t first = getpid();
 	char line[8];
 
 	if (processes < 1 || !bytes) {
@@ -58,6 +59,8 @@ int main(int argc, char **argv)
 		}
 		if (pid == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			if (getppid() != first) /* it ended before we asked to go with it */
+				_exit(3);
 			close(gate[1]);
 			/* the end of the pipe is the start of all */
 			if (read(gate[0], line, 1) != 0)
