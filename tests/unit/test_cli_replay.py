@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from agentd.cli.errors import NotFoundError, UsageError
 from agentd.cli.replay.command import _number, _tenants
-from agentd.cli.replay.plan import MB, Plan, Schedule, Step, percentile, plan
 from agentd.cli.replay.player import Played, Result, Stage, launcher_arguments
 from agentd.cli.replay.report import complaints, plain, row, verdict
-from agentd.cli.replay.trace import ToolCall, Trace, TraceError, parse_trace, read_trace
+from agentd.cli.replay.trace import TraceError as CommandTraceError
+from agentd.cli.replay.trace import read_trace
 from agentd.wire import Enter, Ok, Open, Opened, decode, encode
+from controller.simulate.plan import MB, Plan, Schedule, Step, percentile, plan
+from controller.simulate.trace import ToolCall, Trace, TraceError, parse_trace
 from tests.unit.cli_support import CODER, ROOT, corral
 
 GOOD: dict[str, Any] = {
@@ -55,7 +57,7 @@ def test_a_trace_is_read_and_its_tools_are_sorted(tmp_path: Path) -> None:
     assert trace.seconds == 3.0
     with pytest.raises(NotFoundError, match="no such file"):
         read_trace(tmp_path / "none.json")
-    with pytest.raises(TraceError, match="Is a directory"):
+    with pytest.raises(CommandTraceError, match="Is a directory"):
         read_trace(tmp_path)
 
 

@@ -14,10 +14,10 @@ from agentd.cli.context import Context
 from agentd.cli.errors import EXIT_FAILED, EXIT_OK, CliError, UsageError
 from agentd.cli.launcher import find_program
 from agentd.cli.replay import report
-from agentd.cli.replay.plan import MB, Plan, plan
 from agentd.cli.replay.player import Played, Stage, play
 from agentd.cli.replay.trace import read_trace
 from agentd.proto.corral.v1 import corral_pb2 as pb
+from controller.simulate.plan import MB, Plan, plan
 
 MAX_TRACES: Final = 256
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from agentd.cli.errors import CliError
-from agentd.cli.replay.plan import MB, Plan, PlannedCall, Schedule
+from controller.simulate.plan import MB, Plan, PlannedCall, Schedule
 
 MAX_STDERR: Final = 8192  # bytes of a child's words that are kept
 READY_WITHIN: Final = 30.0  # seconds for the framework to be in its leaf and ready

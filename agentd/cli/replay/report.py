@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from agentd.cli.plain import Plain
-from agentd.cli.replay.plan import percentile
 from agentd.cli.replay.player import Played, Result
 from agentd.cli.table import Cell, Column, Style
 from agentd.units import format_bytes, format_duration
+from controller.simulate.plan import percentile
 
 LAUNCHER_FAILED: Final = 125  # corral-exec itself: no daemon, or refused
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from agentd.cli.replay.trace import ToolCall, Trace
+from controller.simulate.trace import ToolCall, Trace
 
 MB: Final = 1_000_000  # the traces' megabytes are decimal
 SHORTEST: Final = 0.001  # seconds, after speeding up: an interval of nothing still starts and ends a process
