@@ -13,9 +13,11 @@ from typing import NamedTuple, Protocol
 from controller.model import (
     CallId,
     CallView,
+    Decision,
     Grant,
     Intent,
     Limits,
+    Reason,
     SessionId,
     SessionView,
     TenantId,
@@ -69,13 +71,16 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """What a leaf remembers. ``held`` by whom (brake, operator); ``launcher`` whether a corral-exec waits for it."""
+    """What a leaf remembers. ``held`` by whom (brake, operator); ``launcher`` whether a corral-exec waits for it.
+    Fields that came later have a default: a record of an earlier version must decode."""
 
     call: CallView
     launcher: bool
     main_pid: int
     launcher_pid: int
     held: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()  # the latest; the ledger may not have them yet
+    killed_as: Reason | None = None  # it is being ended, for this reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +172,7 @@ class Backend(Protocol):
 
     def sample(self, refs: Sequence[CallRef], /, *, full: bool) -> Sampled:
         """``full`` False: CPU, memory and counters alone; what that leaves out is None and keeps its last value."""
+
     def proof(self, ref: CallRef, /) -> KernelProof: ...
     def adopt_leftovers(self, ref: CallRef, /) -> int:
         """Moves what still runs in the leaf to the session's ``left`` group. Returns how many processes."""

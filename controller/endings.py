@@ -72,6 +72,7 @@ class Endings:
         policy = {Reason.BRAKE_KILLED: "brake", Reason.OPERATOR_KILLED: "operator", Reason.OOM_CALL: "oom"}
         self._shared.decide(call, Action.KILL, policy.get(reason, "lifetime"), why, evidence=evidence)
         self.on_forget(call)
+        self._shared.remember(call)  # a daemon that dies now must not leave the reason unknown
         try:
             self._shared.backend.kill(call.ref)
         except ControllerError as err:
@@ -94,6 +95,12 @@ class Endings:
 
     def _deadline(self, call: Call) -> None:
         self.kill(call, Reason.TIMEOUT, "it reached the deadline that it declared")
+
+    def kill_again(self, call: Call) -> None:
+        """An earlier daemon was ending the call, and may have died before its processes did."""
+        self._shared.backend.kill(call.ref)
+        if not self._still_runs(call):
+            self.emptied(call)
 
     def remove(self, call: Call) -> None:
         """The end is on disk: the leaf may go."""

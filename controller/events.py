@@ -42,6 +42,7 @@ class KernelEvents:
             f"grew past its typical size of {human_bytes(threshold)}",
             evidence={"usage_bytes": float(usage), "notify_bytes": float(threshold)},
         )
+        self._shared.remember(call)
 
     def on_oom(self, call_id: CallId, kills: int) -> None:
         """The kernel killed a process of the call. A tool that lost a part is not left to limp: all of it goes, as
@@ -74,6 +75,7 @@ class KernelEvents:
             f"it could not start a process: its limit is {call.grant.limits.pids_max} at once",
             evidence={"refused": float(refusals), "pids_max": float(call.grant.limits.pids_max or 0)},
         )
+        self._shared.remember(call)
 
     def on_connect_refused(self, call_id: CallId, destination: str) -> None:
         call = self._shared.registry.calls.get(call_id)
@@ -82,6 +84,7 @@ class KernelEvents:
         self._shared.decide(
             call, Action.REFUSE, "network", f"a connection to {destination} was refused: its intent does not allow it"
         )
+        self._shared.remember(call)
 
     def on_exec(self, call_id: CallId, pid: int, parent: int, filename: str) -> None:
         log.debug("exec", call=call_id, pid=pid, parent=parent, filename=filename)

@@ -18,7 +18,7 @@ from controller.backend import CallRecord, CallRef, Found
 from controller.effects import Past
 from controller.endings import Endings
 from controller.holds import Holds
-from controller.model import CallId, ControllerError, NotAllowed, SessionId
+from controller.model import Action, CallId, ControllerError, Decision, NotAllowed, SessionId
 from controller.registry import Call, Session, Tenant
 from controller.sessions import Sessions
 from controller.shared import Shared
@@ -102,7 +102,8 @@ class Recovery:
             if self._past.has_ended(call.id):
                 self._endings.remove(call)  # all is on disk but for the leaf's removal
                 return
-            call.decisions = list(self._past.decisions(call.id))
+            call.decisions = _merged(self._past.decisions(call.id), record.decisions)
+            call.killed_as = record.killed_as
             if not record.held:
                 # frozen, but not yet on record as held when the earlier daemon died: who wanted it frozen asks again
                 self._shared.backend.thaw(call.ref, ())
@@ -115,6 +116,8 @@ class Recovery:
             self._shared.journal.call_begun(view)
             self._holds.adopt(call, set(record.held))
             self._endings.watch_deadline(call)
+            if call.killed_as is not None:
+                self._endings.kill_again(call)
         except ControllerError as err:
             log.error("a call of an earlier daemon could not be taken over", call=view.id, error=str(err))
             return
@@ -144,6 +147,8 @@ class Recovery:
         call.tell_acted = tell_acted
         call.launcher = True
         call.launcher_pid = launcher_pid or call.launcher_pid
+        if any(d.action is not Action.ADVISE for d in call.decisions):
+            tell_acted()  # while it was away, or by the earlier daemon: telling twice does no harm
         return call
 
     def _grace_is_over(self) -> None:
@@ -159,6 +164,12 @@ class Recovery:
                 log.warning("the launcher of a call is gone; the call is ended", call=call.id)
                 self._endings.launcher_lost(call)
         self._missed.clear()
+
+
+def _merged(ledger: Sequence[Decision], leaf: Sequence[Decision]) -> list[Decision]:
+    """What the ledger has, and what the leaf remembers that the earlier daemon did not get to write."""
+    known = {(d.at, d.action, d.policy) for d in ledger}
+    return [*ledger, *(d for d in leaf if (d.at, d.action, d.policy) not in known)]
 
 
 def _is_parent(parent: int, child: int) -> bool:

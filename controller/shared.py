@@ -17,6 +17,7 @@ from controller.registry import Call, Registry, now
 log = structlog.get_logger("corral.controller")
 
 _KEPT_DECISIONS = 256  # of one call in memory; all are in the ledger
+_RECORDED_DECISIONS = 16  # in the leaf's record, some 300 bytes each of its 64 KiB; the ledger gets them in a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Shared:
             main_pid=call.main_pid,
             launcher_pid=call.launcher_pid,
             held=tuple(sorted(call.held_by)),
+            decisions=tuple(call.decisions[-_RECORDED_DECISIONS:]),
+            killed_as=call.killed_as,
         )
         try:
             self.backend.remember(call.ref, record)

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -237,3 +238,12 @@ def cpu_quota(daemon: DaemonUnderTest, call: pb.Call) -> tuple[int, int]:
             quota, period = v2.read_text().split()
             return int(quota), int(period)
     pytest.fail(f"no CPU controller's file for {call.cgroup}")
+
+
+def registered(daemon: DaemonUnderTest) -> int:
+    """How many calls the kernel side counts for."""
+    pinned = daemon.pin_dir / "maps" / "calls"
+    if not pinned.exists():
+        return 0
+    dump = subprocess.run(["bpftool", "-j", "map", "dump", "pinned", str(pinned)], check=True, capture_output=True)
+    return len(json.loads(dump.stdout))
