@@ -166,8 +166,10 @@ class Observer:
         session = self._sessions.get(session_id)
         if session is None:
             return True
+        if session.calls or self._forest.refresh(session.own):
+            return False
         self._look(_FRESH)
-        if session.calls or session.own.alive:
+        if session.own.alive:
             return False
         self._charge(session.tenant_id, session.own)
         self._forest.remove(session.own)
@@ -245,10 +247,15 @@ class Observer:
         self._look(_FRESH)
         return call.tree.rss
 
-    def sample(self, refs: Sequence[CallRef]) -> Sampled:
+    def begin_round(self) -> None:
+        """One pass over /proc serves the whole round."""
+        self._look(_SAMPLE_FRESH)
+
+    def sample(self, refs: Sequence[CallRef], *, full: bool) -> Sampled:
+        """As the last look saw them, which the timer keeps young. All costs the same here: it is always ``full``."""
         sampled = Sampled()
         if refs:
-            self._look(_SAMPLE_FRESH)
+            self._look(_LONGEST)
         for ref in refs:
             call = self._calls.get(ref.call_id)
             if call is not None:

@@ -447,10 +447,11 @@ async def test_a_sample_of_many_calls_is_one_pass(world: World, monkeypatch: pyt
         return scan()
 
     monkeypatch.setattr(procfs, "scan", counted)
-    world.observer.usage(refs[0])
+    world.observer.begin_round()
     passes = 0
-    sampled = world.observer.sample([*refs, CallRef(world.tenant_id, world.session_id, new_call_id())])
-    assert passes <= 1
+    sampled = world.observer.sample([*refs, CallRef(world.tenant_id, world.session_id, new_call_id())], full=True)
+    assert world.observer.sample(refs, full=False).usage == {r: sampled.usage[r] for r in sampled.usage}
+    assert passes == 0
     assert set(sampled.usage) == {ref.call_id for ref in refs}
     assert all(usage.pids_now == 1 for usage in sampled.usage.values())
 
