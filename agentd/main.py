@@ -57,28 +57,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(config: Config, path: Path | None, overrides: dict[str, object]) -> int:
-    # heavy imports only once the configuration is known to be right
-    from agentd.daemon import Daemon, start_errors
-    from agentd.log import configure, get_logger
+    from agentd.log import configure
 
     handler = configure(level=config.daemon.log_level, form=config.daemon.log_format, instance=config.daemon.instance)
-    as_json = handler.as_json
-    log = get_logger("corral.main")
-
-    async def run() -> None:
-        await Daemon(config, path, overrides).run()
-
     try:
-        asyncio.run(run())
-    except start_errors() as err:
-        return _cannot_run(str(err), as_json)
+        # heavy imports only once the configuration is known to be right
+        from agentd.daemon import Daemon, start_errors
+
+        async def run() -> None:
+            await Daemon(config, path, overrides).run()
+
+        try:
+            asyncio.run(run())
+        except start_errors() as err:
+            return _cannot_run(str(err), handler.as_json)
     except Exception as err:
-        # a defect of ours: its place is for the report, at debug, not for the eyes of who starts a daemon
-        log.debug("internal error", exc_info=True)
+        # a defect, or a damaged installation: its place is for the report, at debug, not for who starts a daemon
+        from agentd.log import get_logger
+
+        get_logger("corral.main").debug("internal error", exc_info=True)
         return _cannot_run(
             f"internal error: {type(err).__name__}: {err}; start it with --set daemon.log_level=debug for the place "
             "where it happened, and report that",
-            as_json,
+            handler.as_json,
         )
     return 0
 
