@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from agentd.cli import hostprobe
 from agentd.cli.context import Context
@@ -19,6 +20,8 @@ COLUMNS = (
     Column(title="WHAT IT COSTS YOU", least=18),
     Column(title="REMEDY", least=18),
 )
+
+_FOUND: Final = {True: Cell("yes", Style.GOOD), False: Cell("no", Style.BAD), None: Cell("?")}
 
 
 def doctor(context: Context) -> int:
@@ -74,7 +77,7 @@ def feature_rows(features: Sequence[FeatureLike]) -> list[list[Cell | str]]:
     return [
         [
             f.name,
-            Cell("yes", Style.GOOD) if f.found else Cell("no", Style.BAD),
+            _FOUND[f.found],
             f.detail or "-",
             "-" if f.found else f.cost or "-",
             "-" if f.found else f.remedy or "-",

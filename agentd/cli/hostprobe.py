@@ -20,12 +20,13 @@ ESSENTIAL: Final = frozenset({"cgroup", "pidfd", "corral-exec"})
 
 
 class FeatureLike(Protocol):
-    """As in ``bpf.types``, the API and here: what was looked for, and what its absence costs."""
+    """As in ``bpf.types``, the API and here: what was looked for, and what its absence costs. ``found`` is None where
+    it could not be tried."""
 
     @property
     def name(self) -> str: ...
     @property
-    def found(self) -> bool: ...
+    def found(self) -> bool | None: ...
     @property
     def detail(self) -> str: ...
     @property
@@ -44,8 +45,10 @@ class Feature:
 
 
 def probe_host() -> list[FeatureLike]:
-    """Everything, in the order in which it matters. Never raises for what a host lacks."""
-    return [cgroup(), pidfd(), launcher(), privilege(), pressure(), memory_info(), *kernel_side()]
+    """Everything, in the order in which it matters: the table of agentd.doctor, which takes the lines below into it.
+    Never raises for what a host lacks."""
+    features: Callable[[], Iterable[FeatureLike]] = importlib.import_module("agentd.doctor").features
+    return list(features())
 
 
 def essential_missing(features: Iterable[FeatureLike]) -> list[str]:
