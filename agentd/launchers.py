@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from agentd.broker import Granted, Link, Peer
+from agentd.broker import Ended, Granted, Link, Peer
 from agentd.wire import Begin
 from controller.backend import Whose
 from controller.host import Host
@@ -51,16 +51,16 @@ class Launchers:
         self._host.place(call, peer.pid, _parent_of(peer.pid), link.acted, pidfd=peer.pidfd)
         return Granted(call_id=call.id, enforced=call.grant.enforced, notes=call.grant.notes)
 
-    async def ended(self, call_id: str, wait_status: int, want: bool) -> tuple[str, str]:
+    async def ended(self, call_id: str, wait_status: int, want: bool) -> Ended:
         if not want:
             # nobody waits for the answer: the outcome follows in its own time
             call = self._host.registry.calls.get(CallId(call_id))
             if call is not None:
                 call.tell_acted = None
                 self._host.endings.main_exited(call, wait_status)
-            return "", ""
+            return Ended(reason="")
         outcome = await self._host.end(CallId(call_id), wait_status)
-        return outcome.reason.value, outcome.summary
+        return Ended(reason=outcome.reason.value, paragraph=outcome.summary, suggestions=outcome.suggestions)
 
     async def hung_up(self, call_id: str) -> None:
         self._host.hung_up(CallId(call_id))
@@ -93,6 +93,9 @@ class Launchers:
         sessions.check_may_open(self._host.registry.tenant(tenant), peer.uid)
         view, token = self._host.open_session(tenant=tenant, name=name, uid=peer.uid, labels={})
         return view.id, token
+
+    async def close_session(self, peer: Peer, token: str, kill: bool) -> None:
+        await self._host.close_session(self._by_token(peer, token).id, kill=kill)
 
     async def enter(self, peer: Peer, session_id: str | None, token: str | None) -> None:
         """Only before its first call may a process come in from outside: one that is inside a call stays in it."""

@@ -1,6 +1,6 @@
 """The broker: the socket on which launchers ask for calls (docs/architecture.md, "The broker's protocol").
 
-    handler.py     what the daemon implements: BrokerHandler, Granted, and the Link on which it pushes messages
+    handler.py     what the daemon implements: BrokerHandler, Granted, Ended, and the Link on which it pushes messages
     peer.py        who is at the other end, proven by the kernel: SO_PEERCRED, pidfds
     connection.py  one launcher: a small state machine, driven by the loop's readiness callbacks
     server.py      the listening socket, its limits, its life
@@ -11,8 +11,8 @@ BrokerError
 """
 
 from agentd.broker.errors import BadSocketPath, BrokerError, SocketInUse
-from agentd.broker.handler import BrokerHandler, Granted, Link
+from agentd.broker.handler import BrokerHandler, Ended, Granted, Link
 from agentd.broker.peer import Peer
 from agentd.broker.server import Broker
 
-__all__ = ["BadSocketPath", "Broker", "BrokerError", "BrokerHandler", "Granted", "Link", "Peer", "SocketInUse"]
+__all__ = ["BadSocketPath", "Broker", "BrokerError", "BrokerHandler", "Ended", "Granted", "Link", "Peer", "SocketInUse"]

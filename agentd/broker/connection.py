@@ -229,6 +229,8 @@ class Connection:
                 return partial(self._resume, self._peer_with(fd, kind, other=True), message)
             case wire.Open() if not running:
                 return partial(self._open, message)
+            case wire.Close() if not running:
+                return partial(self._close_session, message)
             case wire.Enter() if not running:
                 return partial(self._enter, self._peer_with(fd, kind), message)
             case _:
@@ -299,15 +301,25 @@ class Connection:
         call_id = self._call_id
         if call_id is None:
             raise RuntimeError("END was let through without a call")
-        reason, paragraph = await self._broker.handler.ended(call_id, end.wait_status, end.want)
+        ended = await self._broker.handler.ended(call_id, end.wait_status, end.want)
         if end.want:
-            self._send(wire.OutcomeReply(reason=reason, paragraph=paragraph[:_MAX_ANSWER]))
+            self._send(
+                wire.OutcomeReply(
+                    reason=ended.reason,
+                    paragraph=ended.paragraph[:_MAX_ANSWER],
+                    suggestions=tuple(text[:400] for text in ended.suggestions),
+                )
+            )
         self._task = None
         self.close()
 
     async def _open(self, request: wire.Open) -> None:
         session_id, token = await self._broker.handler.open_session(self.peer, request.tenant, request.name)
         self._answered(wire.Opened(session=session_id, token=token))
+
+    async def _close_session(self, request: wire.Close) -> None:
+        await self._broker.handler.close_session(self.peer, request.token, request.kill)
+        self._answered(wire.Ok())
 
     async def _enter(self, peer: Peer, request: wire.Enter) -> None:
         await self._broker.handler.enter(peer, request.session, request.token)

@@ -16,6 +16,15 @@ class Granted:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a call ended: the reason's code, and the paragraph for the agent ("" where nothing was done to it)."""
+
+    reason: str
+    paragraph: str = ""
+    suggestions: tuple[str, ...] = ()
+
+
 class Link(Protocol):
     """The way back to the launcher of one call. Pushing never blocks nor raises; on a closed link it does nothing."""
 
@@ -41,9 +50,8 @@ class BrokerHandler(Protocol):
         what was made by then is for this method to undo. Once it has returned, exactly one of ended() and hung_up()
         follows, unless the broker is closed first (a restart: the call goes on, its launcher will resume)."""
 
-    async def ended(self, call_id: str, wait_status: int, want: bool) -> tuple[str, str]:
-        """The launcher saw the call's process end. The reason's code, and the paragraph for the agent ("" where nothing
-        was done to it), which are sent when ``want``."""
+    async def ended(self, call_id: str, wait_status: int, want: bool) -> Ended:
+        """The launcher saw the call's process end. What is returned is sent when ``want``."""
 
     async def hung_up(self, call_id: str) -> None:
         """The launcher vanished without END."""
@@ -55,6 +63,9 @@ class BrokerHandler(Protocol):
 
     async def open_session(self, peer: Peer, tenant: str, name: str) -> tuple[str, str]:
         """The new session's id and token."""
+
+    async def close_session(self, peer: Peer, token: str, kill: bool) -> None:
+        """Close the session of ``token``. Refused while calls run, unless ``kill``, which ends them."""
 
     async def enter(self, peer: Peer, session_id: str | None, token: str | None) -> None:
         """``peer`` becomes an agent process of the session (exactly one of the two is given)."""

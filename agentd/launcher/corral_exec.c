@@ -23,6 +23,7 @@
 
 #include "link.h"
 #include "options.h"
+#include "tell.h"
 #include "wire.h"
 
 #define OUTCOME_MS 2000 /* how long a failed call waits for its outcome */
@@ -43,6 +44,7 @@ struct launcher {
 	pid_t child;
 	char call[WIRE_ID_MAX]; /* "": not granted */
 	int uncontrolled, lost, gave_up, acted;
+	int status; /* of the child, once it has ended */
 	int child_stopped; /* by SIGSTOP, which is the brake's, not the terminal's */
 	long long reconnect_at, backoff; /* ms */
 	long long tstp_at; /* when to look whether Ctrl-Z reached a child that is held; 0: no */
@@ -351,6 +353,7 @@ static int await_outcome(struct launcher *l, long long deadline)
 	while (l->sock >= 0) {
 		if (read_link(l, &outcome)) {
 			print_outcome(&outcome);
+			tell_ended(l->call, l->status, &outcome);
 			return 1;
 		}
 		if (l->gave_up || now_ms() >= deadline || (l->sock >= 0 && pause_ms(l, deadline - now_ms(), l->sock)))
@@ -367,7 +370,8 @@ static void report_end(struct launcher *l, int status)
 	int want;
 
 	read_link(l, NULL); /* ACTED may have come since */
-	want = status != 0 || l->acted;
+	want = status != 0 || l->acted || tell_wanted();
+	l->status = status;
 	while (!l->gave_up) {
 		if (l->sock < 0)
 			resume(l, 0);
@@ -461,7 +465,11 @@ int main(int argc, char **argv)
 			die("the daemon at %s went away %d s ago while the call waited in its queue; start agentd and try again",
 			    l.options.socket_path, REBEGIN_MS / 1000);
 	}
-	if (l.call[0])
+	if (l.call[0]) {
 		report_end(&l, status);
+		tell_ended(l.call, status, NULL);
+	} else if (l.uncontrolled) {
+		tell_uncontrolled(status);
+	}
 	end_as(status);
 }

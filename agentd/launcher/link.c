@@ -13,6 +13,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "tell.h"
+
 extern char **environ;
 
 /* A daemon that works answers in about a millisecond, or with QUEUED. */
@@ -143,6 +145,11 @@ _Noreturn static void exec_command(const struct options *options)
 {
 	int missing;
 
+	if (tell_wanted()) {
+		/* Of this call alone: a corral-exec inside it must not find a closed descriptor, or another's, under it. */
+		unsetenv("CORRAL_OUTCOME_FD");
+		unsetenv("CORRAL_OUTCOME_FILE");
+	}
 	run_command(options->command);
 	missing = errno == ENOENT;
 	say("cannot run '%s': %s; give a command on PATH or the path of an executable", options->command[0],
@@ -173,8 +180,13 @@ _Noreturn static void no_daemon(const struct options *options, int report_fd, co
 	if (error == EACCES)
 		remedy = "ask the operator for access to the socket";
 	if (!options_fail_open(options)) {
+		char words[512];
+
+		snprintf(words, sizeof words, "cannot %s the daemon at %s: %s; %s", what, options->socket_path, cause,
+			 remedy);
 		say("cannot %s the daemon at %s: %s; %s; '--fail open' would run the command uncontrolled", what,
 		    options->socket_path, cause, remedy);
+		tell_failed("no_daemon", words);
 		_exit(EXIT_LAUNCHER);
 	}
 	say("cannot %s the daemon at %s: %s; running '%s' UNCONTROLLED, as --fail open asks; %s", what,
@@ -300,6 +312,7 @@ _Noreturn void child_begin(const struct options *options, const struct wire_out 
 				message.length = 0;
 			say("the call was refused (%.*s): %.*s", field_text(&code), code.length ? (const char *)code.data : "",
 			    field_text(&message), message.length ? (const char *)message.data : "");
+			tell_refused(&code, &message);
 			_exit(EXIT_LAUNCHER);
 		default:
 			break; /* of a newer daemon */

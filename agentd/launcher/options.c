@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tell.h"
+
 extern char **environ;
 
 static const char HELP[] =
@@ -34,6 +36,8 @@ static const char HELP[] =
 	"  --fail open|closed      without a daemon: run uncontrolled, or not at all (default closed;\n"
 	"                          " LAUNCHER_CONF " may say \"fail = open\" for calls that ask for no limit)\n"
 	"  --quiet                 no lines about queueing and grants\n"
+	"  --outcome-fd N          write how the call went, as one JSON object, to this descriptor (3 or higher)\n"
+	"  --outcome-file PATH     the same, to a new file\n"
 	"  --help, --version\n"
 	"\n"
 	"Every option has a variable: CORRAL_TOOL, CORRAL_MEMORY, CORRAL_ON_PRESSURE, ... An option wins over its variable.\n"
@@ -42,16 +46,17 @@ static const char HELP[] =
 	"Exit status: that of COMMAND, and a COMMAND that died of a signal ends corral-exec by the same signal;\n"
 	"125 corral-exec failed or the call was refused, 126 COMMAND cannot be run, 127 it was not found.\n";
 
-static void vsay(const char *format, va_list args)
+/* `line` gets what was said. */
+static void vsay(char line[2048], const char *format, va_list args)
 {
-	char line[2048] = "corral-exec: ";
-	size_t start = strlen(line);
-	int length = vsnprintf(line + start, sizeof line - start - 1, format, args);
+	static const char PREFIX[] = "corral-exec: ";
+	size_t start = sizeof PREFIX - 1;
+	int length = vsnprintf(memcpy(line, PREFIX, sizeof PREFIX) + start, 2048 - start - 1, format, args);
 	size_t end = start + (length < 0 ? 0 : (size_t)length);
 	ssize_t ignored;
 
-	if (end > sizeof line - 2)
-		end = sizeof line - 2;
+	if (end > 2048 - 2)
+		end = 2048 - 2;
 	for (size_t i = 0; i < end; i++) /* what others sent must not drive the terminal */
 		if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
 			line[i] = ' ';
@@ -59,24 +64,28 @@ static void vsay(const char *format, va_list args)
 	/* A stderr that is gone leaves nobody to tell. */
 	ignored = write(STDERR_FILENO, line, end + 1);
 	(void)ignored;
+	line[end] = 0;
 }
 
 void say(const char *format, ...)
 {
+	char line[2048];
 	va_list args;
 
 	va_start(args, format);
-	vsay(format, args);
+	vsay(line, format, args);
 	va_end(args);
 }
 
 void die(const char *format, ...)
 {
+	char line[2048];
 	va_list args;
 
 	va_start(args, format);
-	vsay(format, args);
+	vsay(line, format, args);
 	va_end(args);
+	tell_failed("failed", line);
 	_exit(EXIT_LAUNCHER);
 }
 
@@ -241,7 +250,9 @@ static int is_true(struct setting s)
 
 enum option {
 	O_TOOL, O_CLASS, O_MEMORY, O_CPU, O_PIDS, O_DURATION, O_DEADLINE, O_PRIORITY, O_NETWORK, O_GPU, O_ON_PRESSURE,
-	O_ENGINE, O_CONVERSATION, O_SESSION, O_TOKEN, O_SOCKET, O_FAIL, O_QUIET, O_COUNT
+	O_ENGINE, O_CONVERSATION, O_SESSION, O_TOKEN, O_SOCKET, O_FAIL, O_QUIET,
+	/* these two last: options_read counts on it */
+	O_OUTCOME_FD, O_OUTCOME_FILE, O_COUNT
 };
 
 /* The names; the variable is CORRAL_ and the name in capitals with _ for -. */
@@ -268,6 +279,8 @@ static const struct {
 	[O_SOCKET] = {"socket", 0, 0},
 	[O_FAIL] = {"fail", 0, 0},
 	[O_QUIET] = {"quiet", 1, 0},
+	[O_OUTCOME_FD] = {"outcome-fd", 0, 0},
+	[O_OUTCOME_FILE] = {"outcome-file", 0, 0},
 };
 
 static void apply(enum option which, struct setting s, struct options *options, struct wire_out *out)
@@ -313,6 +326,12 @@ static void apply(enum option which, struct setting s, struct options *options, 
 			die("%s: '%s' is unknown; choose open or closed", s.name, s.value);
 		break;
 	case O_QUIET: options->quiet = is_true(s); break;
+	case O_OUTCOME_FD:
+		options->outcome_fd = (int)whole(s, 1 << 20);
+		if (options->outcome_fd <= STDERR_FILENO)
+			die("%s: %s is a stream of the command's own; open another descriptor for the outcome", s.name, s.value);
+		break;
+	case O_OUTCOME_FILE: options->outcome_file = s.value; break;
 	case O_COUNT: break;
 	}
 }
@@ -334,6 +353,7 @@ void options_read(struct options *options, struct wire_out *begin, int argc, cha
 
 	memset(options, 0, sizeof *options);
 	options->socket_path = DEFAULT_SOCKET;
+	options->outcome_fd = -1;
 	for (; at < argc && argv[at][0] == '-' && argv[at][1]; at++) {
 		const char *word = argv[at];
 		const char *equals = strchr(word, '=');
@@ -390,7 +410,16 @@ void options_read(struct options *options, struct wire_out *begin, int argc, cha
 			memcpy(names[which], name, sizeof name);
 		}
 	}
-	for (enum option which = 0; which < O_COUNT; which++)
+	/* First, so that what is wrong with the others is told as well. */
+	for (enum option which = O_OUTCOME_FD; which <= O_OUTCOME_FILE; which++)
+		if (given[which])
+			apply(which, (struct setting){names[which], given[which]}, options, begin);
+	if (options->outcome_fd >= 0 && options->outcome_file)
+		die("both an outcome descriptor and an outcome file were named; name one of them");
+	if (tell_to(options->outcome_fd, options->outcome_file) != 0)
+		die("descriptor %d, for the outcome, is not open: %s; open it before corral-exec is started",
+		    options->outcome_fd, strerror(errno));
+	for (enum option which = 0; which < O_OUTCOME_FD; which++)
 		if (given[which])
 			apply(which, (struct setting){names[which], given[which]}, options, begin);
 	wire_argv(begin, options->command);

@@ -17,6 +17,8 @@ struct options {
 	const char *socket_path;
 	enum fail_policy fail;
 	int quiet;
+	const char *outcome_file; /* NULL: not asked for; see tell.h */
+	int outcome_fd; /* -1: not asked for */
 	int asks_for_limits; /* something that only the kernel can enforce: memory peak, CPU, processes, network */
 	char **command;
 };
@@ -28,7 +30,7 @@ void options_read(struct options *options, struct wire_out *begin, int argc, cha
 /* Whether a call without a daemon runs all the same. Reads LAUNCHER_CONF when neither option nor variable said. */
 int options_fail_open(const struct options *options);
 
-/* "corral-exec: ..." on stderr, one write. */
+/* "corral-exec: ..." on stderr, one write. die() also tells it to who asked for the outcome. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

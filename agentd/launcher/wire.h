@@ -25,6 +25,7 @@ enum wire_type {
 	WIRE_OPENED = 10,
 	WIRE_ENTER = 11,
 	WIRE_OK = 12,
+	WIRE_CLOSE = 13,
 };
 
 enum wire_tag {
@@ -42,6 +43,8 @@ enum wire_tag {
 	TAG_TENANT = 12,
 	TAG_NAME = 13,
 	TAG_ENFORCED = 14,
+	TAG_SUGGESTION = 15,
+	TAG_KILL = 16,
 	TAG_TOOL = 20,
 	TAG_CLASS = 21,
 	TAG_MEMORY_TYPICAL = 22,

@@ -16,6 +16,7 @@ from agentd.wire.messages import (
     MAX_ARGV,
     MAX_MESSAGE,
     MAX_NOTES,
+    MAX_SUGGESTIONS,
     MAX_TOKEN,
     U8,
     U32,
@@ -23,6 +24,7 @@ from agentd.wire.messages import (
     Acted,
     BadField,
     Begin,
+    Close,
     End,
     Enter,
     Grant,
@@ -43,7 +45,7 @@ from controller.model import EgressRule, Intent, InvalidRequest, Network, OnPres
 from controller.model.intent import MAX_EGRESS, MAX_TEXT
 
 _CODE: Final = re.compile(r"[a-z0-9_]{1,64}")
-_REPEATED: Final = {int(Tag.EGRESS): MAX_EGRESS, int(Tag.NOTE): MAX_NOTES}
+_REPEATED: Final = {int(Tag.EGRESS): MAX_EGRESS, int(Tag.NOTE): MAX_NOTES, int(Tag.SUGGESTION): MAX_SUGGESTIONS}
 
 _T = TypeVar("_T")
 _Fields: TypeAlias = dict[int, bytes]
@@ -266,9 +268,11 @@ def _end(fields: _Fields, _: _Repeated) -> End:
     return End(wait_status=_u32(Tag.STATUS, _need(fields, Tag.STATUS)), want=_flag(Tag.WANT, _need(fields, Tag.WANT)))
 
 
-def _outcome(fields: _Fields, _: _Repeated) -> OutcomeReply:
+def _outcome(fields: _Fields, repeated: _Repeated) -> OutcomeReply:
     return OutcomeReply(
-        reason=_text(Tag.REASON, _need(fields, Tag.REASON)), paragraph=_text(Tag.MESSAGE, _need(fields, Tag.MESSAGE))
+        reason=_text(Tag.REASON, _need(fields, Tag.REASON)),
+        paragraph=_text(Tag.MESSAGE, _need(fields, Tag.MESSAGE)),
+        suggestions=tuple(_text(Tag.SUGGESTION, text) for text in repeated.get(Tag.SUGGESTION, ())),
     )
 
 
@@ -303,6 +307,10 @@ def _enter(fields: _Fields, _: _Repeated) -> Enter:
     return Enter(token=_token(_need(fields, Tag.TOKEN)))
 
 
+def _close(fields: _Fields, _: _Repeated) -> Close:
+    return Close(token=_token(_need(fields, Tag.TOKEN)), kill=_optional(fields, Tag.KILL, _flag) or False)
+
+
 def _ok(_: _Fields, __: _Repeated) -> Ok:
     return Ok()
 
@@ -315,10 +323,11 @@ _DECODERS: Final[dict[int, tuple[frozenset[int], Callable[[_Fields, _Repeated], 
     Type.QUEUED: (frozenset({Tag.ETA, Tag.MESSAGE}), _queued),
     Type.ACTED: (frozenset(), _acted),
     Type.END: (frozenset({Tag.STATUS, Tag.WANT}), _end),
-    Type.OUTCOME: (frozenset({Tag.REASON, Tag.MESSAGE}), _outcome),
+    Type.OUTCOME: (frozenset({Tag.REASON, Tag.MESSAGE, Tag.SUGGESTION}), _outcome),
     Type.RESUME: (frozenset({Tag.CALL}), _resume),
     Type.OPEN: (frozenset({Tag.TENANT, Tag.NAME}), _open),
     Type.OPENED: (frozenset({Tag.SESSION, Tag.TOKEN}), _opened),
     Type.ENTER: (frozenset({Tag.SESSION, Tag.TOKEN}), _enter),
+    Type.CLOSE: (frozenset({Tag.TOKEN, Tag.KILL}), _close),
     Type.OK: (frozenset(), _ok),
 }

@@ -10,11 +10,13 @@ from agentd.wire.messages import (
     MAX_ARGV,
     MAX_MESSAGE,
     MAX_NOTES,
+    MAX_SUGGESTIONS,
     U8,
     U32,
     U64,
     Acted,
     Begin,
+    Close,
     End,
     Enter,
     Grant,
@@ -87,14 +89,14 @@ def _write_intent(out: _Writer, intent: Intent) -> None:
 def encode(message: Message) -> bytes:
     """``message`` as one packet. Raises Malformed where its texts are longer than a packet can hold."""
     match message:
-        case Begin() | End() | Resume() | Open() | Enter():
+        case Begin() | End() | Resume() | Open() | Enter() | Close():
             out = _from_launcher(message)
         case _:
             out = _from_daemon(message)
     return out.done()
 
 
-def _from_launcher(message: Begin | End | Resume | Open | Enter) -> _Writer:
+def _from_launcher(message: Begin | End | Resume | Open | Enter | Close) -> _Writer:
     match message:
         case Begin():
             out = _Writer(Type.BEGIN)
@@ -121,6 +123,10 @@ def _from_launcher(message: Begin | End | Resume | Open | Enter) -> _Writer:
                 out.text(Tag.SESSION, message.session)
             if message.token is not None:
                 out.text(Tag.TOKEN, message.token)
+        case Close():
+            out = _Writer(Type.CLOSE)
+            out.text(Tag.TOKEN, message.token)
+            out.add(Tag.KILL, b"\1" if message.kill else b"\0")
     return out
 
 
@@ -146,6 +152,8 @@ def _from_daemon(message: Grant | Refused | Queued | Acted | OutcomeReply | Open
             out = _Writer(Type.OUTCOME)
             out.text(Tag.REASON, message.reason)
             out.text(Tag.MESSAGE, message.paragraph)
+            for suggestion in message.suggestions[:MAX_SUGGESTIONS]:
+                out.text(Tag.SUGGESTION, suggestion)
         case Opened():
             out = _Writer(Type.OPENED)
             out.text(Tag.SESSION, message.session)

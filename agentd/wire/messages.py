@@ -14,6 +14,7 @@ MAX_MESSAGE: Final = 65_536
 MAX_ARGV: Final = 32_768  # bytes; longer commands are cut: they are for people and for learning, never executed
 MAX_NOTES: Final = 32
 MAX_TOKEN: Final = 256
+MAX_SUGGESTIONS: Final = 16
 
 HEADER: Final = struct.Struct("<4sHH")
 FIELD: Final = struct.Struct("<HHI")
@@ -36,6 +37,7 @@ class Type(IntEnum):
     OPENED = 10
     ENTER = 11
     OK = 12
+    CLOSE = 13
 
 
 class Tag(IntEnum):
@@ -53,6 +55,8 @@ class Tag(IntEnum):
     TENANT = 12
     NAME = 13
     ENFORCED = 14
+    SUGGESTION = 15
+    KILL = 16
     TOOL = 20
     CLASS = 21
     MEMORY_TYPICAL = 22
@@ -134,8 +138,11 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeReply:
+    """``paragraph`` ends with the suggestions in words; ``suggestions`` has them one by one."""
+
     reason: str
     paragraph: str
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +170,19 @@ class Enter:
     token: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """``kill``: end the session's calls too; without, a session with running calls is refused."""
+
+    token: str
+    kill: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Ok:
     pass
 
 
-Message: TypeAlias = Begin | Grant | Refused | Queued | Acted | End | OutcomeReply | Resume | Open | Opened | Enter | Ok
+Message: TypeAlias = (
+    Begin | Grant | Refused | Queued | Acted | End | OutcomeReply | Resume | Open | Opened | Enter | Close | Ok
+)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from agentd.broker import Granted, Link, Peer
+from agentd.broker import Ended, Granted, Link, Peer
 from agentd.wire import Begin
 from controller.model import new_call_id, new_session_id
 
@@ -23,6 +23,7 @@ class Recorder:
 
     on_begin: BeginHook | None = None
     outcome: tuple[str, str] = ("exited", "")
+    suggestions: tuple[str, ...] = ()
     outcome_error: Exception | None = None
     outcome_gate: asyncio.Event | None = None
     begins: list[tuple[Peer, Begin]] = field(default_factory=list)
@@ -46,13 +47,14 @@ class Recorder:
         self.events.put_nowait(("begin", answer.call_id))
         return answer
 
-    async def ended(self, call_id: str, wait_status: int, want: bool) -> tuple[str, str]:
+    async def ended(self, call_id: str, wait_status: int, want: bool) -> Ended:
         self.events.put_nowait(("ended", call_id, wait_status, want))
         if self.outcome_gate is not None:
             await self.outcome_gate.wait()
         if self.outcome_error is not None:
             raise self.outcome_error
-        return self.outcome
+        reason, paragraph = self.outcome
+        return Ended(reason=reason, paragraph=paragraph, suggestions=self.suggestions)
 
     async def hung_up(self, call_id: str) -> None:
         self.events.put_nowait(("hung_up", call_id))
@@ -64,6 +66,9 @@ class Recorder:
     async def open_session(self, peer: Peer, tenant: str, name: str) -> tuple[str, str]:
         self.events.put_nowait(("open", tenant, name))
         return new_session_id(), "token-of-the-session"
+
+    async def close_session(self, peer: Peer, token: str, kill: bool) -> None:
+        self.events.put_nowait(("close", token, kill))
 
     async def enter(self, peer: Peer, session_id: str | None, token: str | None) -> None:
         self.events.put_nowait(("enter", peer.pid, session_id, token))

@@ -246,6 +246,20 @@ async def test_open_and_enter_on_one_connection(connect: Clients, handler: Recor
     client.send_with_pidfd(wire.Enter(token=opened.token))
     assert await client.receive() == wire.Ok()
     assert await handler.next("enter") == ("enter", os.getpid(), None, opened.token)
+    client.send(wire.Close(token=opened.token, kill=True))
+    assert await client.receive() == wire.Ok()
+    assert await handler.next("close") == ("close", opened.token, True)
+
+
+async def test_suggestions_come_with_the_outcome(connect: Clients, handler: Recorder) -> None:
+    handler.outcome, handler.suggestions = ("oom_call", "It was killed."), ("use less", "declare more")
+    client = connect()
+    client.begin()
+    await client.granted()
+    client.send(wire.End(wait_status=9, want=True))
+    assert await client.receive() == wire.OutcomeReply(
+        reason="oom_call", paragraph="It was killed.", suggestions=("use less", "declare more")
+    )
 
 
 async def test_a_flood_behind_a_request_is_dropped(connect: Clients, handler: Recorder) -> None:

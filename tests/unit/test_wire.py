@@ -70,12 +70,13 @@ _messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Queued, eta=st.none() | _seconds, message=_line),
     st.builds(wire.Acted),
     st.builds(wire.End, wait_status=st.integers(0, 0xFFFFFFFF), want=st.booleans()),
-    st.builds(wire.OutcomeReply, reason=_line, paragraph=_line),
+    st.builds(wire.OutcomeReply, reason=_line, paragraph=_line, suggestions=st.lists(_line, max_size=4).map(tuple)),
     st.builds(wire.Resume, call_id=_call),
     st.builds(wire.Open, tenant=st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True), name=_line),
     st.builds(wire.Opened, session=_session, token=_token),
     st.builds(wire.Enter, session=_session),
     st.builds(wire.Enter, token=_token),
+    st.builds(wire.Close, token=_token, kill=st.booleans()),
     st.builds(wire.Ok),
 )
 
