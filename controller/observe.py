@@ -353,6 +353,7 @@ class Observer:
         call.pidfd = None
 
     def _ended(self, call: _Call) -> None:
+        self._forest.catch_main(call.tree)
         self._unwatch(call)
         self._look(0.0)
         self._watch(call)

@@ -203,12 +203,26 @@ class Forest:
 
     def refresh(self, tree: Tree) -> bool:
         """Whether a process of the tree that is known lives. Reads those alone."""
+        self.catch_main(tree)
         found = False
         for member in list(tree.members.values()):
             stat = procfs.read_stat(member.pid)
             member.alive = stat is not None and stat.start == member.start and stat.alive
             found = found or member.alive
         return found
+
+    def catch_main(self, tree: Tree) -> None:
+        """To be called at once when the main process has ended: its last figures are there while it is a zombie, and
+        then with its launcher, until that has been waited for, too."""
+        main = tree.members.get(tree.main)
+        if main is None or tree.waiter is None:
+            return
+        stat = procfs.read_stat(main.pid)
+        if stat is not None and stat.start == main.start:
+            if not stat.alive:
+                main.see(stat)
+        else:
+            main.total = main.total.most(_taken_over(tree.waiter, main.total))
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
