@@ -210,7 +210,12 @@ class _Base:
         elif kind is NotSupported and not parts:
             details = f"{self.target}: the daemon does not know this request ({details}); update the daemon"
         elif status is grpc.StatusCode.RESOURCE_EXHAUSTED and not parts:
-            details = f"{self.target}: {details}; the daemon serves as many requests as it may, try again later"
+            remedy = (
+                "shorten the request, or have the operator raise api.max_message_bytes"
+                if "larger than max" in details  # gRPC's own words; it says no more
+                else "the daemon serves as many requests as it may, try again later"
+            )
+            details = f"{self.target}: {details}; {remedy}"
         return kind(
             details or status.name,
             status=status,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from agentd.api.errors import PROTO_FIELD
 from agentd.api.ports import FeatureView, SampleView
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import (
@@ -96,22 +97,10 @@ def intent_from_proto(message: pb.Intent) -> Intent:
             conversation=message.inference.conversation,
         )
     except InvalidRequest as err:
-        field = _PROTO_FIELD.get(err.field, err.field)
+        field = PROTO_FIELD.get(err.field, err.field)
         if field == err.field:
             raise
         raise InvalidRequest(err.message, field=field, value=err.value, remedy=err.remedy) from None
-
-
-# The model's names of an intent's fields, where the proto's differ (it carries the unit in the name).
-_PROTO_FIELD: Final = {
-    "intent.memory_typical": "intent.memory_typical_bytes",
-    "intent.memory_peak": "intent.memory_peak_bytes",
-    "intent.cpu": "intent.cpu_cores",
-    "intent.duration": "intent.duration_seconds",
-    "intent.deadline": "intent.deadline_seconds",
-    "intent.engine": "intent.inference.engine",
-    "intent.conversation": "intent.inference.conversation",
-}
 
 
 def _on_pressure(number: int) -> OnPressure:

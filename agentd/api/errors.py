@@ -90,6 +90,27 @@ _STATUS: Final[dict[type[ControllerError], tuple[grpc.StatusCode, str]]] = {
 }
 
 
+# The model's names of an intent's fields, where the proto's differ (it carries the unit in the name).
+PROTO_FIELD: Final = {
+    "intent.memory_typical": "intent.memory_typical_bytes",
+    "intent.memory_peak": "intent.memory_peak_bytes",
+    "intent.cpu": "intent.cpu_cores",
+    "intent.duration": "intent.duration_seconds",
+    "intent.deadline": "intent.deadline_seconds",
+    "intent.engine": "intent.inference.engine",
+    "intent.conversation": "intent.inference.conversation",
+}
+
+
+def in_words_of_the_proto(err: ControllerError) -> None:
+    """Admission and the broker name an intent's fields as the model does; over the API they are the request's."""
+    field = PROTO_FIELD.get(err.field)
+    if field is not None:
+        err.field = field
+        text = f"{field}: {err.message}"
+        err.args = (f"{text}; {err.remedy}" if err.remedy else text,)
+
+
 def status_of(err: ControllerError) -> tuple[grpc.StatusCode, str]:
     """The gRPC status of an exception and its stable code (a refusal brings a code of its own)."""
     status, code = next(_STATUS[kind] for kind in type(err).__mro__ if kind in _STATUS)
@@ -145,6 +166,7 @@ async def answering(context: Context, method: str) -> AsyncIterator[None]:
     except ControllerError as err:
         if caller_is_gone():
             raise asyncio.CancelledError from err  # nobody is left to be told
+        in_words_of_the_proto(err)
         status, code = status_of(err)
         if status is grpc.StatusCode.INTERNAL:
             _logger().error("rpc failed", method=method, code=code, error=str(err))

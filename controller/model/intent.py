@@ -140,7 +140,9 @@ class Intent:
 def check_text(field: str, text: str, limit: int = MAX_TEXT) -> str:
     """Refuse text that is too long or holds control characters (it will be shown on terminals and in logs)."""
     if len(text) > limit:
-        raise InvalidRequest(f"{len(text)} characters", field=field, value=text[:40], remedy=f"use at most {limit}")
+        raise InvalidRequest(
+            f"{len(text)} characters", field=field, value=text[:40], remedy=f"use at most {limit} characters"
+        )
     if any(not c.isprintable() for c in text):
         raise InvalidRequest(
             "holds characters that cannot be printed", field=field, remedy="use printable text on one line"

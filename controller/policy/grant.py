@@ -83,6 +83,22 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
         notes.append(f"cpu: {cpu:g} cores asked, {cpu_ceiling:g} given (the tenant's ceiling)")
         cpu = cpu_ceiling
 
+    pids = intent.pids
+    pids_ceiling = _limit(room.tenant_limits.pids_max)
+    if pids is not None and pids_ceiling is not None and pids > pids_ceiling:
+        if not degrade:
+            return Refusal(
+                code="above_ceiling",
+                field="intent.pids",
+                value=str(pids),
+                message=f"{pids} processes are above the tenant's ceiling of {pids_ceiling:.0f}",
+                remedy=f"declare at most {pids_ceiling:.0f} processes, or on_pressure=degrade",
+            )
+        notes.append(f"pids: {pids} asked, {pids_ceiling:.0f} given (the tenant's ceiling)")
+        pids = int(pids_ceiling)
+    if pids is not None and config.pids_max is not None and pids > config.pids_max:
+        notes.append(f"pids: {pids} asked, {config.pids_max} given (call.pids_max)")
+
     if room.tenant_max_calls is not None and room.tenant_calls >= room.tenant_max_calls:
         busy = f"the tenant runs {room.tenant_calls} calls, {room.tenant_max_calls} allowed at once"
         if intent.on_pressure is OnPressure.WAIT:
@@ -123,7 +139,7 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
         notes.append("brake: not to be had on this host (see corral doctor); the hard limit holds")
     return Grant(
         # without the defaults that this host has no controller for; what the call itself asked for was refused above
-        limits=_limits(peak, cpu, intent, config, ceiling).only(room.controllers),
+        limits=_limits(peak, cpu, pids, config, ceiling).only(room.controllers),
         tripwire=_tripwire(typical, peak, config) if room.can_brake else Tripwire(),
         priority=priority,
         enforced=True,
@@ -187,13 +203,13 @@ def _limit(value: float | None) -> float | None:
     return None if value is None or value == UNLIMITED else value
 
 
-def _limits(peak: int | None, cpu: float | None, intent: Intent, config: CallConfig, ceiling: int | None) -> Limits:
+def _limits(peak: int | None, cpu: float | None, asked: int | None, config: CallConfig, ceiling: int | None) -> Limits:
     memory_max = config.memory_max
     if peak is not None and config.hard_limit_factor is not None:
         memory_max = int(peak * config.hard_limit_factor)
     if memory_max is not None and ceiling is not None:
         memory_max = min(memory_max, ceiling)
-    pids = intent.pids if intent.pids is not None else config.pids_max
+    pids = asked if asked is not None else config.pids_max
     if pids is not None and config.pids_max is not None:
         pids = min(pids, config.pids_max)
     return Limits(memory_max=memory_max, cpu_max=cpu, pids_max=pids)
