@@ -17,8 +17,8 @@ from tests.bench.result import Figure, Result, Row
 from tests.bench.stats import median, percentile
 
 TRUE: Final = "/bin/true"
+PAUSE_MS: Final = 100
 WARM_UP: Final = 10  # rounds that are recorded apart and count nowhere: caches, the daemon's first allocations
-CHUNK: Final = 20  # rounds between two lines of progress
 
 
 async def measure(context: Context) -> Result:
@@ -27,15 +27,23 @@ async def measure(context: Context) -> Result:
     spawn = context.compile("spawn")
     async with corral(context) as host, contextlib.AsyncExitStack() as stack:
         result.mode = host.mode
-        arms: dict[str, list[str]] = {"plain": [TRUE], "corral": host.launch(TRUE)}
+        context.say(f"{rounds} rounds of plain fork+exec and corral-exec")
+        await _spawns(spawn, {"plain": [TRUE], "corral": host.launch(TRUE)}, rounds, host, result)
+        # A quiet host's next call: what the kernel and the caches kept ready for calls in a row has gone
+        lone = {"plain_lone": [TRUE], "corral_lone": host.launch(TRUE)}
+        lone_rounds = 25 if context.quick else 100
+        context.say(f"{lone_rounds} rounds of both with a rest of {PAUSE_MS} ms before each")
+        await _spawns(spawn, lone, lone_rounds, host, result, pause=PAUSE_MS)
+        context.say(f"{rounds} times BeginCall and EndCall over gRPC")
+        await _grpc(host, rounds, result)
         if context.quick:
             result.notes.append("docker exec and systemd-run are left out of --quick: one start of theirs takes long")
         else:
-            arms |= await _others(context, result, stack)
-        context.say(f"{rounds} rounds of {', '.join(arms)}")
-        await _spawns(spawn, arms, rounds, host, result)
-        context.say(f"{rounds} times BeginCall and EndCall over gRPC")
-        await _grpc(host, rounds, result)
+            # Each beside plain starts of its own: a container engine is still busy when its command has returned, and
+            # would be measured in whatever comes next.
+            for name, words in (await _others(context, result, stack)).items():
+                context.say(f"{rounds} rounds of plain fork+exec and {name}")
+                await _spawns(spawn, {f"plain_beside_{name}": [TRUE], name: words}, rounds, host, result)
     summarise(result)
     return result
 
@@ -55,9 +63,11 @@ async def _others(context: Context, result: Result, stack: contextlib.AsyncExitS
     return arms
 
 
-async def _spawns(spawn: Path, arms: dict[str, list[str]], rounds: int, host: Corral, result: Result) -> None:
+async def _spawns(
+    spawn: Path, arms: dict[str, list[str]], rounds: int, host: Corral, result: Result, *, pause: int = 0
+) -> None:
     """One process starts all of them, in turn."""
-    command = [str(spawn), str(rounds + WARM_UP)]
+    command = [str(spawn), str(rounds + WARM_UP), str(pause)]
     for number, words in enumerate(arms.values()):
         command += [*([":::"] if number else []), *words]
     names = list(arms)
@@ -65,7 +75,8 @@ async def _spawns(spawn: Path, arms: dict[str, list[str]], rounds: int, host: Co
     said = await run(command, environment=host.environment, within=600)
     await asyncio.sleep(0.5)  # what the last ends leave to do: records, and leaves to remove
     used = procstat.read(host.daemon.pid).cpu_seconds - used
-    result.rows.append({"kind": "daemon", "arm": "daemon", "ms": used * 1e3 / (rounds + WARM_UP), "warm_up": False})
+    if "corral" in arms:
+        result.rows.append({"kind": "daemon", "arm": "daemon", "ms": used * 1e3 / (rounds + WARM_UP), "warm_up": False})
     for line in said.splitlines():
         turn, arm, nanoseconds, status = (int(word) for word in line.split())
         if status:
@@ -110,17 +121,20 @@ def summarise(result: Result) -> None:
     plain, ours = times["plain"], times["corral"]
     # against the typical plain start, not against its slowest ones: those come from the machine, and would be taken off
     typical = median(plain)
+    lone = [t - median(times["plain_lone"]) for t in times["corral_lone"]]
     result.summary = {
         "added_p50_ms": Figure(
             value=median(ours) - typical, unit="ms", at_most=1.5, samples=[t - typical for t in ours]
         ),
         "added_p99_ms": Figure(value=percentile(ours, 99) - typical, unit="ms", at_most=6),
         "grpc_p50_ms": Figure(value=median(times["grpc"]), unit="ms", at_most=3, samples=times["grpc"]),
+        "lone_added_p50_ms": Figure(value=median(lone), unit="ms", samples=lone),
         "daemon_cpu_ms": Figure(value=times["daemon"][0], unit="ms per call"),
         "plain_p50_ms": Figure(value=typical, unit="ms", samples=plain),
         "plain_p99_ms": Figure(value=percentile(plain, 99), unit="ms"),
     }
     for arm in ("docker_exec", "systemd_run"):
         if arm in times:
-            added = [t - typical for t in times[arm]]
+            beside = median(times[f"plain_beside_{arm}"])
+            added = [t - beside for t in times[arm]]
             result.summary[f"{arm}_added_p50_ms"] = Figure(value=median(added), unit="ms", samples=added)

@@ -1,7 +1,8 @@
 /* Times fork, exec and wait of several commands in turn.
  *
- *   spawn ROUNDS COMMAND [ARG...] [::: COMMAND [ARG...]]...
+ *   spawn ROUNDS PAUSE COMMAND [ARG...] [::: COMMAND [ARG...]]...
  *
+ * PAUSE: milliseconds of rest before each.
  * Prints a line for each execution: round, number of the command, nanoseconds, wait status. The order of the commands
  * rotates from round to round, so that none always runs in the shadow of the same other. Nothing is printed before all
  * is measured.
@@ -26,10 +27,16 @@ static int64_t now(void)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static int64_t run(char **argv, int *status)
+static int64_t run(char **argv, long pause, int *status)
 {
-	int64_t began = now();
-	pid_t pid = vfork();
+	struct timespec rest = {pause / 1000, pause % 1000 * 1000000L};
+	int64_t began;
+	pid_t pid;
+
+	if (pause)
+		nanosleep(&rest, NULL);
+	began = now();
+	pid = vfork();
 
 	if (pid == 0) {
 		execv(argv[0], argv);
@@ -51,8 +58,8 @@ int main(int argc, char **argv)
 {
 	char **commands[MOST] = {0};
 	int64_t *took;
-	int *statuses, count = 0, at = 2;
-	long rounds = argc > 2 ? strtol(argv[1], NULL, 10) : 0;
+	int *statuses, count = 0, at = 3;
+	long rounds = argc > 3 ? strtol(argv[1], NULL, 10) : 0, pause = argc > 3 ? strtol(argv[2], NULL, 10) : 0;
 
 	while (at < argc && count < MOST) {
 		commands[count++] = argv + at;
@@ -61,8 +68,8 @@ int main(int argc, char **argv)
 		if (at < argc)
 			argv[at++] = NULL;
 	}
-	if (rounds <= 0 || at < argc) {
-		fprintf(stderr, "usage: spawn ROUNDS COMMAND [ARG...] [::: COMMAND [ARG...]]... (at most %d)\n", MOST);
+	if (rounds <= 0 || pause < 0 || at < argc) {
+		fprintf(stderr, "usage: spawn ROUNDS PAUSE COMMAND [ARG...] [::: COMMAND [ARG...]]... (at most %d)\n", MOST);
 		return 2;
 	}
 	took = calloc((size_t)(rounds * count), sizeof *took);
@@ -76,7 +83,7 @@ int main(int argc, char **argv)
 			int command = (int)((round + i) % count);
 			long cell = round * count + command;
 
-			took[cell] = run(commands[command], &statuses[cell]);
+			took[cell] = run(commands[command], pause, &statuses[cell]);
 		}
 	for (long cell = 0; cell < rounds * count; cell++)
 		printf("%ld %ld %lld %d\n", cell / count, cell % count, (long long)took[cell], statuses[cell]);

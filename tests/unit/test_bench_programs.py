@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_what_does_not_compile_is_said(context: Context) -> None:
 
 
 def test_spawn_times_every_command_in_every_round(context: Context) -> None:
-    done = _run(context.compile("spawn"), "3", "/bin/true", ":::", "/bin/false", "x")
+    done = _run(context.compile("spawn"), "3", "0", "/bin/true", ":::", "/bin/false", "x")
     rows = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert [(turn, command) for turn, command, _, _ in rows] == [(t, c) for t in range(3) for c in range(2)]
     assert all(took > 0 for _, _, took, _ in rows)
@@ -54,8 +55,19 @@ def test_spawn_times_every_command_in_every_round(context: Context) -> None:
     assert {os.waitstatus_to_exitcode(status) for _, command, _, status in rows if command == 1} == {1}
 
 
+def test_spawn_rests_outside_of_what_it_times(context: Context) -> None:
+    began = time.monotonic()
+    took = [
+        int(line.split()[2]) for line in _run(context.compile("spawn"), "2", "300", "/bin/true").stdout.splitlines()
+    ]
+    assert time.monotonic() - began >= 0.6  # seconds: two rests
+    assert len(took) == 2
+    # both in one: were the rests timed, even an idle machine could not be faster than them
+    assert sum(took) < (time.monotonic() - began) * 1e9 - 0.6e9 + 1
+
+
 def test_spawn_reports_what_cannot_be_executed(context: Context) -> None:
-    done = _run(context.compile("spawn"), "1", "/no/such/program")
+    done = _run(context.compile("spawn"), "1", "0", "/no/such/program")
     assert os.waitstatus_to_exitcode(int(done.stdout.split()[3])) == 127
 
 

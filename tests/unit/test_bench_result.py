@@ -92,7 +92,13 @@ def test_numbers_for_people(value: float | None, text: str) -> None:
 
 def test_boundary_is_measured_against_the_typical_plain_start() -> None:
     result = Result()
-    for arm, times in {"plain": [1.0, 1.0, 9.0], "corral": [2.0, 2.5, 3.0], "grpc": [2.0, 2.0, 2.0]}.items():
+    for arm, times in {
+        "plain": [1.0, 1.0, 9.0],
+        "corral": [2.0, 2.5, 3.0],
+        "grpc": [2.0, 2.0, 2.0],
+        "plain_lone": [1.0],
+        "corral_lone": [8.0],
+    }.items():
         result.rows += [{"arm": arm, "ms": ms, "warm_up": False} for ms in times]
         result.rows.append({"arm": arm, "ms": 1000.0, "warm_up": True})
     result.rows.append({"arm": "daemon", "ms": 0.7, "warm_up": False})
@@ -101,6 +107,7 @@ def test_boundary_is_measured_against_the_typical_plain_start() -> None:
     # a slow plain start (9 ms) must not be taken off the slow starts of calls
     assert result.summary["added_p99_ms"].value == pytest.approx(1.99)
     assert result.summary["grpc_p50_ms"].value == 2.0
+    assert result.summary["lone_added_p50_ms"].value == 7.0
     assert "docker_exec_added_p50_ms" not in result.summary
 
 
