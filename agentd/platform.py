@@ -48,7 +48,7 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
             side = KernelSide.open(cgroup=root, pin_dir=config.bpf.pin_dir, on_event=on_event)
             for detail in side.details:
                 _log.info("a part of the kernel side was not loaded", detail=detail)
-            return side
+            return _completed(side, root, on_event)
         cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
     except PinsInUse as err:
         raise AlreadyExists(err.message, remedy=err.remedy) from err  # going without would hide a wrong configuration
@@ -57,6 +57,24 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
     from controller.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for
 
     return NetlinkSide.open(cgroup=root, on_event=on_event, because=cause)
+
+
+def _completed(side: KernelSide, root: Path, on_event: Callable[[Event], None]) -> KernelSidePort:
+    """eBPF that was loaded in part, with the stand-in for what it has a stand-in for."""
+    from controller.bothsides import STANDS_IN_FOR, BothSides
+
+    if side.parts >= STANDS_IN_FOR:
+        return side
+    from controller.netlink import NetlinkSide
+
+    # execs are told once: by the side that has them
+    told = on_event if "lifecycle" not in side.parts else lambda _: None
+    try:
+        second = NetlinkSide.open(cgroup=root, on_event=told, because=BpfError("loaded in part"))
+    except BpfError as err:
+        _log.info("the process connector cannot stand in for what is missing", cause=str(err.__cause__ or err))
+        return side
+    return BothSides(side, second)
 
 
 def _demand_controllers(tree: Tree) -> None:

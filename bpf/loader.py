@@ -29,7 +29,7 @@ class Part:
 
 # In the order of their worth: what fails first is what would be missed first.
 PARTS: Final = (
-    Part("tripwire", ("corral_rss",), "calls are not braked in the kernel: the daemon polls and may come too late"),
+    Part("tripwire", ("corral_rss",), "calls are not braked in the kernel: their hard limit alone holds them"),
     Part(
         "accounting",
         ("corral_exit", "corral_tasks", "corral_move"),

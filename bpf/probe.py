@@ -96,7 +96,7 @@ class _Probe:
         self._add(
             "rss_stat brake",
             self._brake,
-            "calls are not braked in the kernel: the daemon polls and may come too late",
+            "calls are not braked in the kernel: their hard limit alone holds them",
             "use a kernel 6.1 or later with BTF",
             tried=True,
         )

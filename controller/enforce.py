@@ -104,12 +104,16 @@ class Enforcer:
         return True
 
     @property
+    def _parts(self) -> frozenset[str]:
+        return self._kernel.parts if self._kernel is not None else frozenset()
+
+    @property
     def can_brake(self) -> bool:
-        return self._kernel is not None and "tripwire" in self._kernel.parts
+        return "tripwire" in self._parts
 
     @property
     def can_gate_network(self) -> bool:
-        return self._kernel is not None and "gates" in self._kernel.parts
+        return "gates" in self._parts
 
     @property
     def controllers(self) -> frozenset[str]:
@@ -344,7 +348,7 @@ class Enforcer:
         if self._kernel is not None:
             # a pass over the host's tasks is not needed for a leaf that has none
             counters = self._kernel.counters(leaf.cgroup_id, live=leaf.group.populated())
-        return usage_of(leaf.group.stat(), counters)
+        return usage_of(leaf.group.stat(), counters, self._parts)
 
     def memory(self, ref: CallRef) -> int:
         return self._leaf(ref).group.fast_stat().memory_now or 0
@@ -364,7 +368,7 @@ class Enforcer:
                 continue  # it ended between the list and the look
             if self._watcher is not None:
                 self._watcher.check(leaf.group)  # counters that this kernel does not notify of
-            sampled.usage[ref.call_id] = usage_of(stat, self._round.get(leaf.cgroup_id))
+            sampled.usage[ref.call_id] = usage_of(stat, self._round.get(leaf.cgroup_id), self._parts)
         return sampled
 
     def proof(self, ref: CallRef) -> KernelProof:

@@ -28,10 +28,10 @@ def network_policy(intent: Intent) -> NetworkPolicy:
             return NetworkPolicy.ANY
 
 
-def usage_of(stat: GroupStat | FastStat, counters: Counters | None) -> Usage:
-    """From cgroup files what they count exactly, from eBPF the rest. Without eBPF what only it counts is None, and
-    faults and block bytes come from memory.stat and io.stat where the host has them."""
-    c = counters
+def usage_of(stat: GroupStat | FastStat, counters: Counters | None, parts: frozenset[str]) -> Usage:
+    """From cgroup files what they count exactly, from the kernel side the rest. What none of its ``parts`` counts is
+    None (not known is not nought); faults and block bytes come from memory.stat and io.stat then, where the host has
+    them."""
     if isinstance(stat, FastStat):
         return Usage(
             cpu_usec=stat.cpu_usec,
@@ -39,11 +39,11 @@ def usage_of(stat: GroupStat | FastStat, counters: Counters | None) -> Usage:
             cpu_system_usec=stat.cpu_system_usec,
             memory_now=stat.memory_now,
             memory_peak=stat.memory_peak,
-            **_counted(c),
+            **_counted(counters, parts),
         )
     memory, pids, io = stat.memory, stat.pids, stat.io
-    counted = _counted(c)
-    if c is None:
+    counted = _counted(counters, parts)
+    if counters is None or "accounting" not in parts:
         counted["faults"] = memory.faults if memory is not None else None
         counted["major_faults"] = memory.major_faults if memory is not None else None
         counted["disk_read_bytes"] = io.read_bytes if io is not None else None
@@ -63,20 +63,23 @@ def usage_of(stat: GroupStat | FastStat, counters: Counters | None) -> Usage:
     )
 
 
-def _counted(c: Counters | None) -> dict[str, int | None]:
+def _counted(c: Counters | None, parts: frozenset[str]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
     if c is None:
-        return {}
-    return {
-        "faults": c.faults,
-        "major_faults": c.major_faults,
-        "read_bytes": c.read_bytes,
-        "written_bytes": c.written_bytes,
-        "disk_read_bytes": c.disk_read_bytes,
-        "disk_written_bytes": c.disk_written_bytes,
-        "net_rx_bytes": c.net_rx_bytes,
-        "net_tx_bytes": c.net_tx_bytes,
-        "forks": c.forks,
-        "execs": c.execs,
-        "run_wait_usec": c.run_wait_nsec // 1000,
-        "switches": c.switches,
-    }
+        return found
+    if "accounting" in parts:
+        found |= {
+            "faults": c.faults,
+            "major_faults": c.major_faults,
+            "read_bytes": c.read_bytes,
+            "written_bytes": c.written_bytes,
+            "disk_read_bytes": c.disk_read_bytes,
+            "disk_written_bytes": c.disk_written_bytes,
+            "run_wait_usec": c.run_wait_nsec // 1000,
+            "switches": c.switches,
+        }
+    if "network" in parts:
+        found |= {"net_rx_bytes": c.net_rx_bytes, "net_tx_bytes": c.net_tx_bytes}
+    if "lifecycle" in parts:
+        found |= {"forks": c.forks, "execs": c.execs}
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import grpc
@@ -18,14 +19,26 @@ MIB = 1 << 20
 
 
 async def test_no_btf(short_tmp: Path) -> None:
-    """Programs that look into the kernel do not load; those at the edge of the network do."""
+    """Programs that look into the kernel do not load; those at the edge of the network do. Netlink has the rest."""
     async with bad_host(short_tmp, hidden("/sys/kernel/btf")) as daemon:
         await daemon.says_everywhere("no types (BTF)", "CONFIG_DEBUG_INFO_BTF", "tripwire, accounting, lifecycle")
+        assert "stand in for accounting, lifecycle" in await daemon.missing()
         good, _ = await daemon.proves_to_work(options=("--memory", "16M:64M", "--network", "none"))
         assert good.grant.enforced
         assert good.grant.limits.memory_max_bytes > 0
         assert any("brake" in note for note in good.grant.notes)
-        assert good.outcome.usage.memory_peak_bytes > 0
+        usage = good.outcome.usage
+        assert usage.memory_peak_bytes > 0
+        assert usage.faults > 0
+        assert usage.execs >= 2  # the shell, and what it became
+        assert usage.HasField("net_rx_bytes")
+
+        # the gates are at work: a call without network cannot reach a listener of ours, another one can
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            reach = ("/bin/bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{listener.getsockname()[1]}")
+            session = await daemon.open_session("acme")
+            assert (await daemon.call(session, *reach))[0] == 0
+            assert (await daemon.call(session, *reach, options=("--network", "none")))[0] == 1
 
 
 async def test_no_bpf_file_system(short_tmp: Path) -> None:
@@ -55,6 +68,7 @@ async def stands_in(daemon: BadHost) -> None:
     assert good.grant.limits.memory_max_bytes > 0
     assert good.outcome.usage.faults > 0
     assert good.outcome.usage.execs > 0
+    assert not good.outcome.usage.HasField("net_rx_bytes")  # not known, which is not nought
     said = await daemon.refuses("--network", "none", field="network")
     assert "not loaded" in said
 
