@@ -106,7 +106,7 @@ class Events:
         )
         return update.decision
 
-    async def state(self, state: pb.CallState.ValueType, call_id: str = "") -> pb.Call:
+    async def state(self, state: pb.CallState, call_id: str = "") -> pb.Call:
         update = await self.until(
             f"a call that is {pb.CallState.Name(state)}",
             lambda u: u.HasField("call") and u.call.state == state and call_id in ("", u.call.id),
@@ -168,10 +168,10 @@ async def until_gone(pid: int) -> None:
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
-    gone = loop.create_future()
-    loop.add_reader(descriptor, lambda: gone.done() or gone.set_result(None))
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
     try:
-        await asyncio.wait_for(gone, WITHIN)
+        await asyncio.wait_for(gone.wait(), WITHIN)
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

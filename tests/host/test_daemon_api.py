@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 
 from agentd.api.client import ApiError, BadRequest, Client, NoSuchObject, NotPermitted, WrongMoment, connect
+from agentd.demo.runner import credentials
+from agentd.embedded import Table
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.host.daemon_tools import (
     MIB,
@@ -34,7 +36,7 @@ PIPE = asyncio.subprocess.PIPE
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def daemon() -> AsyncIterator[DaemonUnderTest]:
-    tenants = {"acme": {"memory_max": "512M", "pids_max": 200}, "other": {}}
+    tenants: dict[str, Table] = {"acme": {"memory_max": "512M", "pids_max": 200}, "other": {}}
     async with one_daemon(tenants=tenants) as started:
         yield started
         await soon("all leaves are removed", lambda: not leaves(started))
@@ -49,14 +51,13 @@ async def agent_of(daemon: DaemonUnderTest, session: Session, tenant: str = "acm
 
 
 async def tool(*steps: str, uid: int | None = None) -> asyncio.subprocess.Process:
-    user = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     return await asyncio.create_subprocess_exec(
-        load_program(), *steps, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd="/", **user
+        load_program(), *steps, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd="/", **credentials(uid)
     )
 
 
-async def begin(client: Client, **intent: object) -> pb.Call:
-    request = pb.BeginCallRequest(argv=["tool", "--flag"], intent=pb.Intent(**intent))
+async def begin(client: Client, intent: pb.Intent | None = None) -> pb.Call:
+    request = pb.BeginCallRequest(argv=["tool", "--flag"], intent=intent)
     return (await client.call(client.agent.BeginCall, request)).call
 
 
@@ -67,7 +68,7 @@ async def attach(client: Client, call: pb.Call, pid: int) -> None:
 async def test_begin_attach_end(daemon: DaemonUnderTest) -> None:
     session = await daemon.open_session("acme", uid=NOBODY)
     async with agent_of(daemon, session) as client, events_of(daemon, session) as events:
-        call = await begin(client, cpu_cores=0.5, memory_peak_bytes=64 * MIB, tool="build")
+        call = await begin(client, pb.Intent(cpu_cores=0.5, memory_peak_bytes=64 * MIB, tool="build"))
         assert call.command == "tool --flag"
         assert call.grant.brake_bytes == 64 * MIB
         quota, period = cpu_quota(daemon, call)
@@ -132,16 +133,20 @@ async def test_a_session_sees_no_other(daemon: DaemonUnderTest) -> None:
     one, two = await daemon.open_session("acme", uid=NOBODY), await daemon.open_session("other", uid=NOBODY)
     async with agent_of(daemon, one) as mine, agent_of(daemon, two, "other") as theirs:
         call = await begin(theirs)
-        for request, method in (
-            (pb.EndCallRequest(call_id=call.id), mine.agent.EndCall),
-            (pb.GetOutcomeRequest(call_id=call.id), mine.agent.GetOutcome),
-            (pb.UpdateIntentRequest(call_id=call.id), mine.agent.UpdateIntent),
-            (pb.AttachProcessRequest(call_id=call.id, pid=1), mine.agent.AttachProcess),
-            (pb.CloseSessionRequest(session_id=two.id), mine.agent.CloseSession),
+        process = await tool("wait", uid=NOBODY)
+        agent = mine.agent
+        for attempt in (
+            mine.call(agent.EndCall, pb.EndCallRequest(call_id=call.id)),
+            mine.call(agent.GetOutcome, pb.GetOutcomeRequest(call_id=call.id)),
+            mine.call(agent.UpdateIntent, pb.UpdateIntentRequest(call_id=call.id)),
+            mine.call(agent.AttachProcess, pb.AttachProcessRequest(call_id=call.id, pid=process.pid)),
+            mine.call(agent.CloseSession, pb.CloseSessionRequest(session_id=two.id)),
         ):
             with pytest.raises((NoSuchObject, NotPermitted)):
-                await mine.call(method, request)
-        with pytest.raises((ApiError,)):
+                await attempt
+        go(process)
+        await end(process)
+        with pytest.raises(ApiError):
             await mine.call(mine.operator.Snapshot, pb.SnapshotRequest())
         await theirs.call(theirs.agent.CloseSession, pb.CloseSessionRequest(kill=True))
 
@@ -163,15 +168,18 @@ async def test_what_is_out_of_range_leaves_nothing(daemon: DaemonUnderTest) -> N
     session = await daemon.open_session("acme", uid=NOBODY)
     async with agent_of(daemon, session) as client:
         for intent, field in (
-            ({"pids": 0}, "intent.pids"),
-            ({"memory_peak_bytes": 1 << 60}, "intent.memory_peak"),
-            ({"cpu_cores": float("nan")}, "intent.cpu"),
-            ({"memory_peak_bytes": 1024 * MIB}, "intent.memory_peak"),  # the tenant has 512
-            ({"tool": "x" * 10_000}, "intent.tool"),
-            ({"egress": [pb.EgressRule(network="nowhere")], "network": pb.NETWORK_MODE_EGRESS_LIST}, "intent.egress"),
+            (pb.Intent(pids=0), "intent.pids"),
+            (pb.Intent(memory_peak_bytes=1 << 60), "intent.memory_peak"),
+            (pb.Intent(cpu_cores=float("nan")), "intent.cpu"),
+            (pb.Intent(memory_peak_bytes=1024 * MIB), "intent.memory_peak"),  # the tenant has 512
+            (pb.Intent(tool="x" * 10_000), "intent.tool"),
+            (
+                pb.Intent(egress=[pb.EgressRule(network="nowhere")], network=pb.NETWORK_MODE_EGRESS_LIST),
+                "intent.egress",
+            ),
         ):
             with pytest.raises(ApiError) as caught:
-                await begin(client, **intent)
+                await begin(client, intent)
             assert caught.value.field.startswith(field), (intent, caught.value.field)
             assert caught.value.remedy
         assert not [c for c in (await daemon.snapshot()).calls if c.session_id == session.id]

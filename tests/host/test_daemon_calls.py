@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agentd.embedded import cgroup_mounts
+from agentd.embedded import Table, cgroup_mounts
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.host.daemon_tools import (
     MIB,
@@ -39,7 +39,7 @@ PIPE = asyncio.subprocess.PIPE
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def daemon() -> AsyncIterator[DaemonUnderTest]:
-    tenants = {
+    tenants: dict[str, Table] = {
         "acme": {},
         "small": {"memory_max": "192M"},
         "single": {"max_calls": 1},

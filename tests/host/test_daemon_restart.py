@@ -235,13 +235,15 @@ async def test_killed_again_and_again_under_load(daemons: DaemonFactory) -> None
             if status == 0:
                 begun.add(out.strip())
 
+    async def more(count: int) -> None:
+        target = len(begun) + count
+        await soon("more calls went through", lambda: len(begun) >= target)
+
     workers = [asyncio.create_task(work(number)) for number in range(3)]
     for _ in range(3):
-        seen = len(begun)
-        await soon("some more calls went through", lambda seen=seen: len(begun) >= seen + 5)
+        await more(5)
         await daemon.restart(kill=True)
-    seen = len(begun)
-    await soon("calls go through again", lambda: len(begun) > seen)
+    await more(1)
     stopping.set()
     await asyncio.gather(*workers)
     refused = {err for status, err in statuses if status != 0}

@@ -60,7 +60,8 @@ def test_every_call_gets_one_judgement_and_the_same_one_again(case: tuple[list[B
 @given(rounds())
 def test_no_more_is_given_than_there_is(case: tuple[list[Braked], Headroom]) -> None:
     calls, headroom = case
-    total, of_tenant = 0, defaultdict(int)
+    total = 0
+    of_tenant: defaultdict[TenantId, int] = defaultdict(int)
     for judgement in judge(calls, headroom, CONFIG):
         call = by_id(calls)[judgement.call_id]
         amount = given_away(call, judgement)
