@@ -37,6 +37,6 @@ def decode(kind: type[R], data: bytes | None) -> R:
         )
     try:
         decoded: R = _decoders[kind].decode(data[len(_VERSION) :])  # type: ignore[assignment]  # keyed by its own type
-    except (msgspec.DecodeError, ControllerError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, ControllerError) as err:
         raise ControllerError(f"its record is damaged: {err}", remedy="remove the group by hand") from err
     return decoded
