@@ -128,7 +128,7 @@ def test_registered_with_both_or_with_none() -> None:
     both.set_network(7, NetworkPolicy.NONE)
     assert first.policies == {7: NetworkPolicy.NONE}
     both.arm(7, notify=None, brake=5)
-    assert first.armed == {7: (None, 5)}
+    assert first.armed.get(7) == (None, 5)
     both.forget(7)
     assert both.registered() == set()
     both.close()
