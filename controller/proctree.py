@@ -55,7 +55,9 @@ ZERO: Final = Use()
 @dataclass(slots=True, eq=False)
 class Member:
     """A process of a tree. ``total``: since its birth, with the children that it waited for. ``baseline``: what of
-    that is not the tree's. ``proven``: it came by parentage or was placed, not by its environment."""
+    that is not the tree's. ``proven``: it came by parentage or was placed, not by its environment. ``taken``: faults of
+    children that it waited for since the last look, by which it is known whose use it took over. ``final``: it has
+    ended, and ``total`` is all of it."""
 
     pid: int
     start: int
@@ -65,15 +67,17 @@ class Member:
     total: Use = ZERO
     baseline: Use = ZERO
     child_faults: int = 0
+    taken: int = 0
     rss: int = 0
     alive: bool = True
+    final: bool = False
 
     @property
     def used(self) -> Use:
         return self.total.minus(self.baseline)
 
-    def see(self, stat: ProcStat) -> int:
-        """A new reading. Returns by how much its count of waited-for children's faults grew."""
+    def see(self, stat: ProcStat) -> None:
+        """A new reading."""
         io = procfs.read_io(self.pid)
         self.tree.io_known = self.tree.io_known or io is not None
         self.total = self.total.most(
@@ -85,9 +89,17 @@ class Member:
                 *(io or self.total[4:]),
             )
         )
-        grown, self.child_faults = stat.child_faults - self.child_faults, stat.child_faults
+        self.taken += stat.child_faults - self.child_faults
+        self.child_faults = stat.child_faults
         self.ppid, self.rss, self.alive = stat.ppid, stat.rss, stat.alive
-        return grown
+
+    def take_over(self, waiter: Waiter) -> None:
+        """The figures of its launcher, when that has waited for it, are its last ones."""
+        total = _taken_over(waiter)
+        if total is None or self.final or total.faults < max(1, self.total.faults):
+            return
+        self.taken += total.faults - self.total.faults  # its children's, and what it added itself meanwhile
+        self.total, self.final = self.total.most(total), True
 
 
 class Waiter(NamedTuple):
@@ -172,7 +184,7 @@ class Forest:
             self.move(member, tree)
             return member
         if member is not None:  # another process had this number
-            self._end(member, {}, {})
+            self._end(member, {})
         member = self._new(stat, tree, proven=True)
         member.baseline = member.total
         return member
@@ -222,7 +234,7 @@ class Forest:
             if not stat.alive:
                 main.see(stat)
         else:
-            main.total = main.total.most(_taken_over(tree.waiter, main.total))
+            main.take_over(tree.waiter)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +242,6 @@ class Forest:
         """One reading of every process of the host."""
         started = time.thread_time()
         table = procfs.scan()
-        growth: dict[int, int] = {}
         vanished: dict[int, Member] = {}
         for member in list(self._members.values()):
             stat = table.get(member.pid)
@@ -238,27 +249,30 @@ class Forest:
                 vanished[member.pid] = member
                 del self._members[member.pid]
             else:
-                growth[member.pid] = member.see(stat)
+                member.see(stat)
         for member in vanished.values():
-            self._end(member, vanished, growth)
+            if member.pid == member.tree.main and member.tree.waiter is not None:
+                member.take_over(member.tree.waiter)
+        for member in vanished.values():
+            self._end(member, vanished)
+        for member in self._members.values():
+            member.taken = 0
         self._discover(table)
         for tree in self._trees:
             tree.rss_peak = max(tree.rss_peak, tree.rss)
         self.looked_at = time.monotonic()
         self.cost = time.thread_time() - started
 
-    def _end(self, member: Member, vanished: dict[int, Member], growth: dict[int, int]) -> None:
+    def _end(self, member: Member, vanished: dict[int, Member]) -> None:
         tree = member.tree
         if self._members.get(member.pid) is member:
             del self._members[member.pid]
         tree.members.pop(member.pid, None)
-        if member.pid == tree.main and tree.waiter is not None:
-            member.total = member.total.most(_taken_over(tree.waiter, member.total))
         heir = self._heir(member, vanished)
-        if heir is None or growth.get(heir.pid, 0) < max(1, member.total.faults):
+        if heir is None or heir.taken < max(1, member.total.faults):
             tree.ended = tree.ended.plus(member.used)
             return
-        growth[heir.pid] -= member.total.faults
+        heir.taken -= member.total.faults
         if heir.tree is tree:
             tree.ended = tree.ended.minus(member.baseline)
         else:  # it waited for a process of another tree: what that used is not its own
@@ -266,14 +280,15 @@ class Forest:
             heir.baseline = heir.baseline.plus(member.total)
 
     def _heir(self, member: Member, vanished: dict[int, Member]) -> Member | None:
-        """The nearest process above that still is there: the one that has its use now, if all in between waited."""
+        """The nearest process above of which the present figures are known: the one that has its use now, if all in
+        between waited."""
         pid = member.ppid
         for _ in range(len(vanished) + 1):
             if (live := self._members.get(pid)) is not None:
                 return live
             gone = vanished.get(pid)
-            if gone is None:
-                return None
+            if gone is None or gone.final:
+                return gone
             pid = gone.ppid
         return None
 
@@ -356,13 +371,12 @@ class Forest:
         return sorted(refused)
 
 
-def _taken_over(waiter: Waiter, seen: Use) -> Use:
-    """What a launcher took over from its one child, if it has waited for it; else what was seen."""
+def _taken_over(waiter: Waiter) -> Use | None:
+    """What a launcher took over from the children that it waited for: its one child, if it has."""
     stat = procfs.read_stat(waiter.pid)
     if stat is None or stat.start != waiter.start:
-        return seen
-    use = _children_of(stat).minus(waiter.before)
-    return use if use.faults >= max(1, seen.faults) else seen
+        return None
+    return _children_of(stat).minus(waiter.before)
 
 
 def open_pidfd(member: Member) -> int | None:

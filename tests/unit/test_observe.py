@@ -312,6 +312,7 @@ async def test_kill_ends_the_tree_and_nothing_else(world: World) -> None:
     with contextlib.ExitStack() as stack:
         for pid in daemons:
             stack.enter_context(ended_at_last(pid))
+        world.observer.usage(ref)  # a look at the whole host
         assert set(daemons) < set(world.observer.pids(ref))  # by their environment: their parents are gone
         world.observer.kill(ref)
         await world.heard.until_empty(ref.call_id)

@@ -199,6 +199,31 @@ def test_a_launcher_s_account_replaces_what_was_seen(host: Host) -> None:
     assert (tree.use().user, tree.use().faults) == (40, 400)
 
 
+@pytest.mark.parametrize("reaped", [False, True])
+def test_children_that_ended_with_the_main_process_are_in_its_last_figures(host: Host, reaped: bool) -> None:
+    """Seen as a zombie or through its launcher: either way what its child used is in it, and is not added again."""
+    forest = Forest(NAME)
+    host.run(99, 50)
+    tree = planted(host, forest, 100, parent=99)
+    tree.main, tree.waiter = 100, waiter_of(99)
+    host.run(101, 100, use=5)
+    forest.look()
+    host.work(101, 3)
+    host.end(101)
+    host.work(100, 1)
+    if reaped:
+        host.end(100)
+    else:
+        host.stats[100] = host.stats[100]._replace(state="Z")
+    forest.catch_main(tree)
+    forest.look()
+    assert tree.use().user == 9
+    if not reaped:
+        host.end(100)
+        forest.look()
+        assert tree.use().user == 9
+
+
 def test_a_zombie_is_no_process_but_its_use_counts(host: Host) -> None:
     forest = Forest(NAME)
     tree = planted(host, forest, 100)
