@@ -37,7 +37,7 @@ from controller.cgroup import (
     Watcher,
 )
 from controller.kernelside import KernelSide
-from controller.leaf import Leaf, network_policy, usage_of
+from controller.leaf import Leaf, first_to_go, network_policy, usage_of
 from controller.model import (
     AlreadyExists,
     CallId,
@@ -303,6 +303,7 @@ class Enforcer:
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
         self._leaf(ref).group.move(pid, pidfd)
+        first_to_go(pid)
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         leaf = self._leaf(ref)

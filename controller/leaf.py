@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+import structlog
 
 from bpf import Counters, NetworkPolicy
 from controller.backend import CallRef
 from controller.cgroup import FastStat, Group, GroupStat
 from controller.model import Intent, Network, Usage
+
+log = structlog.get_logger("corral.leaf")
+
+_FIRST = b"1000"  # the most: as good as all of the memory that the OOM is about
 
 
 @dataclass(slots=True)
@@ -15,6 +22,21 @@ class Leaf:
     ref: CallRef
     group: Group
     cgroup_id: int
+
+
+def first_to_go(pid: int) -> None:
+    """At an OOM above the leaf (its tenant's limit, the host's end) the kernel picks a call's process, never an agent's
+    that happens to be larger. Children inherit it, and raising it takes no privilege. See proc_pid_oom_score_adj(5)."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, _FIRST)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
+    except OSError as err:
+        log.warning("a call is not marked as the first to go at an OOM", pid=pid, error=str(err))
 
 
 def network_policy(intent: Intent) -> NetworkPolicy:

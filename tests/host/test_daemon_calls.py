@@ -157,6 +157,32 @@ async def test_an_oom_kill_of_a_call_spares_its_agent(daemon: DaemonUnderTest, t
         await end(process)
 
 
+async def test_at_the_tenants_limit_a_call_goes_and_the_agent_stays(daemon: DaemonUnderTest) -> None:
+    """The agent is the larger of the two: left to itself, the kernel would end it. They run as they like: no brake."""
+    session = await daemon.open_session("small")
+    agent = await asyncio.create_subprocess_exec(
+        *corral_command(
+            "session", "exec", "--", str(load_program()), f"touch:{110 * MIB}", "say:up", "wait", "say:well"
+        ),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, **session.environment},
+        cwd=REPOSITORY,
+    )
+    try:
+        assert await line(agent) == "up"
+        status, _, err = await daemon.call(session, load_program(), f"touch:{100 * MIB}")
+        assert status == -signal.SIGKILL
+        assert "its tenant as a whole ran out of memory" in err
+        [call] = (await daemon.history(session, ended=1)).calls
+        assert call.outcome.reason == "oom_tenant"
+        go(agent)
+        assert await line(agent) == "well"
+    finally:
+        assert (await end(agent))[0] == 0
+
+
 async def test_the_cpu_quota_is_in_force(daemon: DaemonUnderTest) -> None:
     session = await daemon.open_session("acme")
     async with events_of(daemon, session) as events:
