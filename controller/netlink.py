@@ -328,6 +328,8 @@ class NetlinkSide:
         return True
 
     def _on_proc(self, event: ProcEvent) -> None:
+        if not self._calls:
+            return  # an idle daemon spends nothing on what the rest of the host does
         match event.kind:
             case Kind.FORK:
                 self._forked(event)
