@@ -22,7 +22,7 @@ from agentd.api.listen import Listener, TcpListener, UnixListener
 from agentd.api.server import ApiServer, ServerLimits
 from agentd.broker import Broker, BrokerError
 from agentd.config import Config, ConfigError, diff, effective, host_config, load, split_address
-from agentd.doctor import own_features
+from agentd.doctor import features, own_features
 from agentd.launchers import Launchers
 from agentd.ledger import Health, Ledger, LedgerError, LedgerReader, LedgerSettings, RetentionPolicy
 from agentd.log import set_level
@@ -34,7 +34,6 @@ from agentd.platform import CannotEnforceHere, choose_backend
 from agentd.prepare import CannotStart, lock_state, make_directories, pressure_problems, raise_file_limit
 from agentd.purge import PurgeError, pins_are_there, purge_pins, purge_tree, tree_is_there
 from bpf import BpfError, Feature
-from bpf.probe import probe
 from controller.backend import Backend
 from controller.cgroup import read_host
 from controller.host import Host
@@ -145,7 +144,10 @@ class Daemon:
             stack.push_async_callback(self._host.stop)  # also of what has started when the start fails
         self._host.start()
         self._close_lost(begun)
-        self._features = await asyncio.to_thread(probe)
+        trying = asyncio.ensure_future(
+            asyncio.to_thread(features, cgroup_root=config.cgroup.root, state_dir=config.daemon.state_dir)
+        )
+        stack.callback(trying.cancel)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -178,6 +180,7 @@ class Daemon:
         stack.push_async_callback(self._api.stop, grace=_GRACE)
         await self._broker.start()
         stack.push_async_callback(self._broker.close)
+        self._features = await trying
         for coroutine in (self._notifier.watchdog(), self._metrics.watch_loop()):
             stack.callback(asyncio.create_task(coroutine).cancel)
 

@@ -208,7 +208,7 @@ class Host:
         try:
             await self.queue.turn(call, wait)
         except BaseException:
-            if call.cgroup:  # it began in the very moment in which its caller gave up
+            if call.begun:  # in the very moment in which its caller gave up
                 self.endings.main_exited(call, None)
             else:
                 self.registry.drop(call)
@@ -257,6 +257,7 @@ class Host:
             )
         call.grant = answer
         call.cgroup = shared.backend.add_call(call.ref, call.intent, answer)
+        call.begun = True
         call.was_queued, call.queued = call.queued, False
         call.begun_at = now()
         self.registry.add_call(call)

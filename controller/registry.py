@@ -100,6 +100,7 @@ class Call:
     grant: Grant
     begun_at: float  # until it begins: when it was asked for
     asked_at: float = 0.0
+    begun: bool = False  # admitted: its processes may come
     queued: bool = False
     was_queued: bool = False
     held_by: set[str] = field(default_factory=set)
