@@ -37,8 +37,13 @@ def make_directories(config: Config) -> None:
 def lock_state(directory: Path) -> int:
     """A descriptor that holds the state directory: a second daemon would end this one's calls in the ledger, as lost.
     Raises CannotStart."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # not the directory itself, which other users may be able to open, and so to lock
+            descriptor = os.open(directory / "agentd.lock", flags | os.O_CREAT, 0o600)
+        except OSError:  # a full or read-only disk
+            descriptor = os.open(directory, flags | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

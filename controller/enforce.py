@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import time
@@ -39,7 +38,6 @@ from controller.cgroup import (
 from controller.kernelside import KernelSide
 from controller.leaf import Leaf, first_to_go, network_policy, usage_of
 from controller.model import (
-    AlreadyExists,
     CallId,
     ControllerError,
     Grant,
@@ -52,25 +50,11 @@ from controller.model import (
     Usage,
 )
 from controller.records import decode, encode
+from controller.rootlock import lock_root
 
 log = structlog.get_logger("corral.enforce")
 
 _ADOPT_PASSES = 16
-
-
-def lock_root(path: Path) -> int:
-    """An exclusive lock on the tree's root directory, held by the descriptor. Two daemons on one tree would each undo
-    what the other does; their configurations may differ in everything else. Raises AlreadyExists."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise AlreadyExists(
-            f"another daemon runs on the cgroup tree {path}",
-            remedy="stop it (systemctl stop agentd), or give this one another cgroup.root",
-        ) from None
-    return descriptor
 
 
 OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from agentd.embedded import REPOSITORY, Table
-from tests.host.badhosts_support import BadHost, agentd, bad_host, hidden, one_line, ran
+from agentd.embedded import REPOSITORY, Table, cgroup_mounts
+from tests.host.badhosts_support import NOBODY, BadHost, agentd, bad_host, hidden, one_line, ran
 from tests.support.daemons import missing_for_daemon
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(bool(missing_for_daemon()), reason=missing_for_daemon() or "-")]
@@ -56,6 +57,43 @@ async def test_a_second_daemon(running: BadHost, short_tmp: Path, shared: str) -
     good, _ = await running.proves_to_work(options=("--memory", "16M:64M"))
     assert good.outcome.usage.faults > 0  # its programs still count
     assert not await running.missing()
+
+
+LOCKS = """
+import fcntl, os, sys
+held = []
+for top in sys.argv[1:]:
+    for path in [top, *(os.path.join(d, f) for d, _, files in os.walk(top) for f in files)]:
+        try:
+            held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_no_user_can_keep_the_daemon_from_starting(running: BadHost) -> None:
+    """What holds the tree, the pins, the state and the sockets for one daemon can be held by no other user."""
+    await running.stop()
+    tree = next(mount / running.name for mount in cgroup_mounts() if (mount / running.name / "cgroup.events").exists())
+    places = (tree, running.pin_dir, running.runtime_dir, running.state_dir)
+    running.directory.chmod(0o755)
+    rights = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
+    hostile = await asyncio.create_subprocess_exec(
+        *(*rights, "/usr/bin/python3", "-c", LOCKS, *map(str, places)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert hostile.stdout is not None
+    try:
+        assert int(await hostile.stdout.readline()) > 0  # it could open something
+        await running.start()
+        await running.proves_to_work()
+    finally:
+        hostile.kill()
+        await hostile.wait()
 
 
 async def start_of(directory: Path, **settings: Table) -> str:
