@@ -26,7 +26,7 @@ from tests.host.daemon_tools import (
     soon,
     until_gone,
 )
-from tests.support.daemons import REPOSITORY, DaemonFactory, DaemonUnderTest
+from tests.support.daemons import LAUNCHER, REPOSITORY, DaemonFactory, DaemonUnderTest
 
 pytestmark = pytest.mark.host
 PIPE = asyncio.subprocess.PIPE
@@ -128,6 +128,48 @@ async def test_a_brake_without_a_daemon_holds_until_there_is_one(daemons: Daemon
     assert call.outcome.reason == "braked"
     assert [d.action for d in call.outcome.decisions] == ["brake", "raise"]
     assert call.outcome.decisions[0].evidence["overshoot_bytes"] <= 2 * MIB
+
+
+@both_ways
+async def test_a_held_call_stays_held_until_there_is_room(daemons: DaemonFactory, kill: bool) -> None:
+    daemon = await daemons.start(tenants={"small": {"memory_max": "192M"}}, settings=QUICK)
+    session = await daemon.open_session("small")
+    async with events_of(daemon, session) as events:
+        first = await daemon.launch(session, load_program(), f"touch:{140 * MIB}", "say:full", "wait", stdin=PIPE)
+        assert await line(first) == "full"
+        options = ("--memory", ":48M")
+        second = await daemon.launch(session, load_program(), f"touch:{80 * MIB}", "say:done", options=options)
+        held = await events.state(pb.CALL_STATE_BRAKED)
+    await daemon.restart(kill=kill)
+    states = {c.id: c.state for c in (await daemon.snapshot()).calls}
+    assert states[held.id] == pb.CALL_STATE_BRAKED
+    await soon("both launchers are back", lambda: _sockets(first.pid) and _sockets(second.pid))
+    go(first)
+    assert (await end(first))[0] == 0
+    status, out, err = await end(second)
+    assert (status, out) == (0, "done\n")
+    assert "There was room, so its threshold was raised once" in err
+    calls = {c.id: c for c in (await daemon.history(session, ended=2)).calls}
+    assert [d.action for d in calls[held.id].outcome.decisions] == ["brake", "raise"]
+    assert calls[held.id].outcome.held_seconds > 0
+
+
+async def test_nested_calls_stay_nested(daemons: DaemonFactory) -> None:
+    daemon = await daemons.start(settings=QUICK)
+    session = await daemon.open_session("acme")
+    inner = f"{LAUNCHER} -- {load_program()} say:nested pause & {load_program()} say:outer pause"
+    process = await daemon.launch(session, "/bin/sh", "-c", inner)
+    assert {await line(process), await line(process)} == {"nested", "outer"}
+    before = {c.id: c.parent_id for c in (await daemon.snapshot()).calls}
+    [outer] = [call_id for call_id, parent in before.items() if not parent]
+    assert sorted(before.values()) == ["", outer]
+    await daemon.restart(kill=True)
+    assert {c.id: c.parent_id for c in (await daemon.snapshot()).calls} == before
+    assert await operate(daemon, "kill", outer) == [outer]
+    assert (await end(process))[0] == -signal.SIGKILL
+    reasons = [c.outcome.reason for c in (await daemon.history(session, ended=2)).calls]
+    assert reasons == ["operator_killed"] * 2
+    await _nothing_left(daemon)
 
 
 @both_ways
