@@ -42,7 +42,8 @@ class EngineConfig:
     lmcache: LmCacheConfig = field(default_factory=LmCacheConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.name) <= MAX_NAME or not self.name.replace("-", "").replace("_", "").isalnum():
+        bare = self.name.replace("-", "").replace("_", "")
+        if not 0 < len(self.name) <= MAX_NAME or not bare.isascii() or not bare.isalnum():
             raise InvalidValue(
                 f"engine name {self.name[:MAX_NAME]!r}",
                 remedy=f"give 1 to {MAX_NAME} letters, digits, '-' or '_'",
