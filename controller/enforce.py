@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -20,12 +20,10 @@ from controller.backend import (
     KernelProof,
     Listener,
     Sampled,
-    SessionRecord,
     Whose,
 )
 from controller.cgroup import (
     CgroupFileError,
-    Group,
     GroupBusy,
     GroupEvent,
     GroupEventKind,
@@ -35,6 +33,7 @@ from controller.cgroup import (
     Tree,
     Watcher,
 )
+from controller.groups import Groups
 from controller.kernelside import KernelSide
 from controller.leaf import Leaf, first_to_go, network_policy, usage_of
 from controller.model import (
@@ -42,14 +41,10 @@ from controller.model import (
     ControllerError,
     Grant,
     Intent,
-    Limits,
-    SessionId,
-    TenantId,
-    TenantView,
     Tripwire,
     Usage,
 )
-from controller.records import decode, encode
+from controller.records import encode
 from controller.rootlock import lock_root
 
 log = structlog.get_logger("corral.enforce")
@@ -61,15 +56,14 @@ OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
 """Loads the kernel side for a root directory of the v2 hierarchy. Raises BpfError when nothing of it can be had."""
 
 
-class Enforcer:
+class Enforcer(Groups):
     """See controller.backend.Backend. ``tree`` may have been prepared already."""
 
     def __init__(self, tree: Tree, open_kernel: OpenKernel) -> None:
-        self._tree = tree
+        super().__init__(tree)
         self._open_kernel = open_kernel
         self._kernel: KernelSide | None = None
         self._missing: list[str] = [*tree.host.problems]
-        self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
         self._watcher: Watcher | None = None
         self._listener: Listener | None = None
         self._lock: int | None = None
@@ -118,13 +112,16 @@ class Enforcer:
         try:
             self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)
         except BpfError as err:
-            self._missing.append(f"no eBPF, and nothing that stands in for it: {err}")
+            self._missing.append(
+                f"no eBPF, and nothing that stands in for it: {err} (no brake, no network policy; bytes, forks and "
+                "execs per call are not known)"
+            )
         else:
             self._missing += self._kernel.problems
             asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
         for problem in self._missing:
             log.warning("this host cannot do everything", missing=problem)
-        return self._find()
+        return self.find(self._kernel)
 
     def stop(self) -> None:
         if self._kernel is not None:
@@ -136,108 +133,6 @@ class Enforcer:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _find(self) -> Found:
-        found = self._tree.find()
-        strange = list(found.strange)
-        tenants: list[TenantView] = []
-        sessions: list[SessionRecord] = []
-        calls: list[CallRecord] = []
-        for group in found.tenants:
-            with self._reporting(group, strange):
-                tenants.append(decode(TenantView, group.get_xattr()))
-        for group in found.sessions:
-            with self._reporting(group, strange):
-                sessions.append(decode(SessionRecord, group.get_xattr()))
-        ids = set()
-        for group in found.calls:
-            with self._reporting(group, strange):
-                if group.get_xattr() is None and not group.populated():
-                    group.delete()  # a daemon died while it made this one: nobody was let in
-                    continue
-                ids.add(group.id)
-                calls.append(decode(CallRecord, group.get_xattr()))
-        if self._kernel is not None:
-            for gone in self._kernel.registered() - ids:
-                self._kernel.forget(gone)
-        return Found(tenants=tuple(tenants), sessions=tuple(sessions), calls=tuple(calls), strange=tuple(strange))
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _reporting(group: Group, strange: list[str]) -> Iterator[None]:
-        try:
-            yield
-        except ControllerError as err:
-            strange.append(f"{group.path}: {err}")
-
-    # --- tenants and sessions ----------------------------------------------------------------------------------------
-
-    def add_tenant(self, tenant: TenantView) -> tuple[str, ...]:
-        group = self._tree.tenant(tenant.id)
-        have = self._tree.controllers
-        lacking = tenant.limits.lacking(have)
-        notes = (
-            *(f"{name} is not set: this host has no {controller} controller" for name, controller in lacking.items()),
-            *group.create(tenant.limits.only(have), exist_ok=True),
-        )
-        group.set_xattr(encode(tenant))
-        self._unset.pop(tenant.id, None)
-        if notes:
-            self._unset[tenant.id] = f"limits of tenant {tenant.name!r} are not all in force: {'; '.join(notes)}"
-        return notes
-
-    def tenant_memory(self, tenant_id: TenantId) -> int | None:
-        return self._tree.tenant(tenant_id).fast_stat().memory_now
-
-    def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
-        return self._tree.tenant(tenant_id).fast_stat().cpu_usec
-
-    def remove_tenant(self, tenant_id: TenantId) -> None:
-        self._tree.tenant(tenant_id).delete()
-        self._unset.pop(tenant_id, None)
-
-    def add_session(self, record: SessionRecord) -> None:
-        session = record.session
-        group = self._tree.session(session.tenant_id, session.id)
-        group.create()
-        try:
-            group.set_xattr(encode(record))
-            self._tree.agent(session.tenant_id, session.id).create()
-            self._tree.calls(session.tenant_id, session.id).create(exist_ok=True)
-        except ControllerError:
-            group.delete(recursive=True)
-            raise
-
-    def update_session(self, record: SessionRecord) -> None:
-        self._tree.session(record.session.tenant_id, record.session.id).set_xattr(encode(record))
-
-    def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits) -> tuple[str, ...]:
-        return self._tree.session(tenant_id, session_id).set(limits)
-
-    def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
-        self._tree.agent(tenant_id, session_id).move(pid)
-
-    def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
-        try:
-            return len(self._tree.session(tenant_id, session_id).pids(recursive=True))
-        except NoSuchGroup:
-            return 0
-
-    def kill_session(self, tenant_id: TenantId, session_id: SessionId) -> None:
-        self._tree.session(tenant_id, session_id).kill()
-
-    def remove_session(self, tenant_id: TenantId, session_id: SessionId) -> bool:
-        group = self._tree.session(tenant_id, session_id)
-        if not group.exists():
-            return True
-        try:
-            if group.populated():
-                return False
-            self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
-            group.delete(recursive=True)
-        except GroupBusy:
-            return False
-        return True
 
     # --- calls -------------------------------------------------------------------------------------------------------
 

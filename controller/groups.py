@@ -1,0 +1,123 @@
+"""The groups above the calls: tenants and sessions in the tree, and what an earlier daemon left of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from controller.backend import CallRecord, Found, SessionRecord
+from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
+from controller.kernelside import KernelSide
+from controller.model import ControllerError, Limits, SessionId, TenantId, TenantView
+from controller.records import decode, encode
+
+
+class Groups:
+    """The part of the enforcing backend that knows no call. See controller.backend.Backend."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
+
+    def find(self, kernel: KernelSide | None) -> Found:
+        """What an earlier daemon left. Half-made leaves, and what ``kernel`` knows of leaves that are gone, go."""
+        found = self._tree.find()
+        strange = list(found.strange)
+        tenants: list[TenantView] = []
+        sessions: list[SessionRecord] = []
+        calls: list[CallRecord] = []
+        for group in found.tenants:
+            with self._reporting(group, strange):
+                tenants.append(decode(TenantView, group.get_xattr()))
+        for group in found.sessions:
+            with self._reporting(group, strange):
+                sessions.append(decode(SessionRecord, group.get_xattr()))
+        ids = set()
+        for group in found.calls:
+            with self._reporting(group, strange):
+                if group.get_xattr() is None and not group.populated():
+                    group.delete()  # a daemon died while it made this one: nobody was let in
+                    continue
+                ids.add(group.id)
+                calls.append(decode(CallRecord, group.get_xattr()))
+        if kernel is not None:
+            for gone in kernel.registered() - ids:
+                kernel.forget(gone)
+        return Found(tenants=tuple(tenants), sessions=tuple(sessions), calls=tuple(calls), strange=tuple(strange))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _reporting(group: Group, strange: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except ControllerError as err:
+            strange.append(f"{group.path}: {err}")
+
+    # --- tenants and sessions ----------------------------------------------------------------------------------------
+
+    def add_tenant(self, tenant: TenantView) -> tuple[str, ...]:
+        group = self._tree.tenant(tenant.id)
+        have = self._tree.controllers
+        lacking = tenant.limits.lacking(have)
+        notes = (
+            *(f"{name} is not set: this host has no {controller} controller" for name, controller in lacking.items()),
+            *group.create(tenant.limits.only(have), exist_ok=True),
+        )
+        group.set_xattr(encode(tenant))
+        self._unset.pop(tenant.id, None)
+        if notes:
+            self._unset[tenant.id] = f"limits of tenant {tenant.name!r} are not all in force: {'; '.join(notes)}"
+        return notes
+
+    def tenant_memory(self, tenant_id: TenantId) -> int | None:
+        return self._tree.tenant(tenant_id).fast_stat().memory_now
+
+    def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
+        return self._tree.tenant(tenant_id).fast_stat().cpu_usec
+
+    def remove_tenant(self, tenant_id: TenantId) -> None:
+        self._tree.tenant(tenant_id).delete()
+        self._unset.pop(tenant_id, None)
+
+    def add_session(self, record: SessionRecord) -> None:
+        session = record.session
+        group = self._tree.session(session.tenant_id, session.id)
+        group.create()
+        try:
+            group.set_xattr(encode(record))
+            self._tree.agent(session.tenant_id, session.id).create()
+            self._tree.calls(session.tenant_id, session.id).create(exist_ok=True)
+        except ControllerError:
+            group.delete(recursive=True)
+            raise
+
+    def update_session(self, record: SessionRecord) -> None:
+        self._tree.session(record.session.tenant_id, record.session.id).set_xattr(encode(record))
+
+    def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits) -> tuple[str, ...]:
+        return self._tree.session(tenant_id, session_id).set(limits)
+
+    def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
+        self._tree.agent(tenant_id, session_id).move(pid)
+
+    def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
+        try:
+            return len(self._tree.session(tenant_id, session_id).pids(recursive=True))
+        except NoSuchGroup:
+            return 0
+
+    def kill_session(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        self._tree.session(tenant_id, session_id).kill()
+
+    def remove_session(self, tenant_id: TenantId, session_id: SessionId) -> bool:
+        group = self._tree.session(tenant_id, session_id)
+        if not group.exists():
+            return True
+        try:
+            if group.populated():
+                return False
+            self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
+            group.delete(recursive=True)
+        except GroupBusy:
+            return False
+        return True
