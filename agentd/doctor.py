@@ -73,8 +73,9 @@ def features(
             *_surroundings(),
         )
     finally:
-        netlink.kill()
-        netlink.communicate()
+        if isinstance(netlink, subprocess.Popen):
+            netlink.kill()
+            netlink.communicate()
 
 
 def _feature(line: hostprobe.FeatureLike) -> Feature:
@@ -361,25 +362,31 @@ def _state(directory: Path) -> str:
 # --- netlink ----------------------------------------------------------------------------------------------------------
 
 
-def _start_netlink() -> subprocess.Popen[str]:
-    """In a process of its own, beside the rest: see controller.procprobe for why."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "controller.procprobe"],
-        cwd=Path(__file__).resolve().parent.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def _start_netlink() -> subprocess.Popen[str] | OSError:
+    """In a process of its own, beside the rest: see controller.procprobe for why. What kept it from starting is told
+    in its place: an interpreter below another user's home, say."""
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "controller.procprobe"],
+            cwd=Path(__file__).resolve().parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as err:
+        return err
 
 
-def _netlink(probe: subprocess.Popen[str]) -> list[Feature]:
+def _netlink(probe: subprocess.Popen[str] | OSError) -> list[Feature]:
     costs = {
         "process connector": "without eBPF, too, nothing counts forks and execs or knows short-lived processes",
         "taskstats": "without eBPF, too, no faults, bytes and run-queue wait per call",
     }
     told: dict[str, dict[str, str]] = {}
     try:
+        if isinstance(probe, OSError):
+            raise probe
         out, err = probe.communicate(timeout=_PATIENCE)
         trouble = err.strip().rpartition("\n")[2] or "its probe told nothing"
         told = json.loads(out) if probe.returncode == 0 else {}
@@ -387,6 +394,8 @@ def _netlink(probe: subprocess.Popen[str]) -> list[Feature]:
         trouble = f"its probe took longer than {_PATIENCE:g} s"
     except ValueError as err:
         trouble = f"its probe answered strangely: {err}"
+    except OSError as err:
+        trouble = f"its probe cannot be started: {err.filename}: {err.strerror}"
     found = []
     for name, cost in costs.items():
         line = told.get(name)

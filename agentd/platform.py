@@ -47,7 +47,8 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
         if config.bpf.enabled:
             side = KernelSide.open(cgroup=root, pin_dir=config.bpf.pin_dir, on_event=on_event)
             for detail in side.details:
-                _log.info("a part of the kernel side was not loaded", detail=detail)
+                if "\n" in detail:  # libbpf's own words, too many for a screen
+                    _log.info("a part of the kernel side was not loaded", detail=detail)
             return _completed(side, root, on_event)
         cause = BpfError("eBPF is switched off (bpf.enabled)", remedy="set bpf.enabled = true")
     except PinsInUse as err:

@@ -98,8 +98,8 @@ class Loader:
         causes = self._bring_up_all(cgroup_fd)
         if not self.parts:
             raise Unavailable(
-                "no eBPF program can be loaded: " + "; ".join(causes),
-                remedy="run agentd as root on a kernel 6.1 or later with BTF; see `corral doctor`",
+                "no eBPF program can be loaded: " + "; ".join(c.removeprefix("cannot be loaded: ") for c in causes),
+                remedy="`corral doctor` shows what this kernel takes",
             )
 
     def _bring_up_all(self, cgroup_fd: int) -> tuple[str, ...]:

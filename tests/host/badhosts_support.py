@@ -73,7 +73,8 @@ def _shell(prelude: str) -> tuple[str, ...]:
 
 
 class BadHost(DaemonUnderTest):
-    """A daemon below a prelude. ``rights``: options of setpriv(1), e.g. another user, for the daemon alone."""
+    """A daemon below a prelude. ``rights``: options of setpriv(1), e.g. another user, for the daemon alone.
+    ``namespaces``: options of unshare(1) for others than that of mounts."""
 
     def __init__(
         self,
@@ -82,12 +83,13 @@ class BadHost(DaemonUnderTest):
         prelude: str = "",
         rights: Sequence[str] = (),
         uid: int = 0,
+        namespaces: Sequence[str] = (),
         tenants: Mapping[str, Table],
         settings: Mapping[str, Table] | None = None,
     ) -> None:
         super().__init__(directory, tenants=tenants, settings=settings)
         self._uid = uid
-        words = ["exec", "unshare", "--mount", "--propagation", "private"]
+        words = ["exec", "unshare", "--mount", "--propagation", "private", *namespaces]
         words += _shell(prelude.replace("@STATE", str(self.state_dir)) or ":")
         words += ["setpriv", *rights] if rights else []
         wrapper = directory / "host.sh"
@@ -175,6 +177,7 @@ async def bad_host(
     *,
     rights: Sequence[str] = (),
     uid: int = 0,
+    namespaces: Sequence[str] = (),
     tenants: Mapping[str, Table] | None = None,
     settings: Mapping[str, Table] | None = None,
 ) -> AsyncIterator[BadHost]:
@@ -186,6 +189,7 @@ async def bad_host(
         prelude=prelude,
         rights=rights,
         uid=uid,
+        namespaces=namespaces,
         tenants={"acme": {}} if tenants is None else tenants,
         settings=settings,
     )

@@ -55,6 +55,47 @@ async def test_no_objects(short_tmp: Path) -> None:
         await stands_in(daemon)
 
 
+async def test_damaged_library(short_tmp: Path) -> None:
+    find = """lib=$(ldconfig -p | sed -n 's/.*libbpf\\.so\\.1 .*=> //p' | head -n 1)"""
+    async with bad_host(short_tmp, f'{find}\nmount --bind /dev/null "$(readlink -f "$lib")"') as daemon:
+        await daemon.says_everywhere("libbpf.so.1 cannot be used", "install libbpf 1.0", "taskstats stand in")
+        await stands_in(daemon)
+
+
+async def test_neither_ebpf_nor_netlink(short_tmp: Path) -> None:
+    """The process connector answers in the host's own network namespace alone. Limits hold, and files count."""
+    prelude = hidden(str(REPOSITORY / "bpf/objects"))
+    async with bad_host(short_tmp, prelude, namespaces=("--net",)) as daemon:
+        await daemon.says_everywhere("nothing that stands in for it", "scripts/build-bpf")
+        good, _ = await daemon.proves_to_work(options=("--memory", "16M:64M"))
+        assert good.grant.enforced
+        usage = good.outcome.usage
+        assert usage.cpu_usec > 0
+        assert usage.memory_peak_bytes > 0
+        assert usage.faults > 0  # from memory.stat
+        assert not any(usage.HasField(name) for name in ("read_bytes", "forks", "net_rx_bytes"))
+        await daemon.refuses("--network", "none", field="network")
+
+
+async def test_root_of_a_user_namespace(short_tmp: Path) -> None:
+    """As in a rootless container with a cgroup tree of its own: no eBPF, but limits."""
+    async with bad_host(short_tmp, namespaces=("--user", "--map-root-user")) as daemon:
+        await daemon.says_everywhere("no eBPF program can be loaded", "Operation not permitted")
+        good, _ = await daemon.proves_to_work(options=("--memory", "16M:64M"))
+        assert good.grant.enforced
+
+
+async def test_callers_of_another_pid_namespace(short_tmp: Path) -> None:
+    """A daemon that cannot see its callers' processes refuses them: it could move none into a group."""
+    namespaces = ("--pid", "--fork", "--kill-child", "--mount-proc")
+    async with bad_host(short_tmp, namespaces=namespaces) as daemon:
+        session = await daemon.open_session("acme")
+        code, out, err = await daemon.call(session, "/bin/echo", "ran")
+        assert (code, out) == (125, "")
+        assert "pid namespace that the daemon cannot see; run the daemon on the host" in err
+        assert not (await daemon.snapshot(with_ended=True)).calls
+
+
 async def test_ebpf_switched_off(short_tmp: Path) -> None:
     async with bad_host(short_tmp, settings={"bpf": {"enabled": False}}) as daemon:
         await daemon.says_everywhere("eBPF is switched off", "bpf.enabled = true")
