@@ -127,7 +127,13 @@ def memory_info(meminfo: Path = Path("/proc/meminfo")) -> Feature:
     except OSError as err:
         return Feature("meminfo", False, f"{meminfo}: {err.strerror}", cost, "mount /proc")
     found = "MemAvailable:" in text
-    return Feature("meminfo", found, "MemAvailable" if found else "no MemAvailable", "" if found else cost)
+    return Feature(
+        "meminfo",
+        found,
+        "MemAvailable" if found else f"{meminfo}: no MemAvailable",
+        cost,
+        "mount the kernel's own /proc",
+    )
 
 
 def kernel_side() -> list[FeatureLike]:

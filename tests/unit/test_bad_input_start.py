@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from agentd import doctor, prepare
 from agentd import main as command
-from agentd import prepare
 from agentd.config import load
 from agentd.log import LogHandler
 from agentd.prepare import CannotStart, lock_state, make_directories, raise_file_limit
@@ -143,6 +143,14 @@ def test_pressure_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = prepare.pressure_problems()
     assert "/proc/pressure/memory: No such file or directory" in text
     assert "psi=1" in text
+
+
+def test_a_doctors_probe_that_cannot_start_costs_its_lines_alone() -> None:
+    lines = doctor._netlink(PermissionError(13, "Permission denied", "/root/python"))
+    assert {line.name for line in lines} == {"process connector", "taskstats"}
+    for line in lines:
+        assert line.found is None
+        assert "cannot be started: /root/python: Permission denied" in line.detail
 
 
 def test_brief_leaves_the_log_to_the_log() -> None:
