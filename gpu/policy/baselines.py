@@ -1,0 +1,82 @@
+"""Baselines that know nothing of tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpu.policy.types import KvAction, KvDecision, Pause, Tier, evict
+
+
+def _oldest_first(pauses: Sequence[Pause]) -> list[Pause]:
+    return sorted(pauses, key=lambda pause: (pause.last_used, pause.session))
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysKeep:
+    """Holds KV until the pool is full; then the least recently used goes, since something must."""
+
+    name: str = "always-keep"
+
+    def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
+        return KvDecision(session=pause.session, action=KvAction.KEEP, why="this policy keeps all")
+
+    def expired(self, pause: Pause, tier: Tier) -> KvDecision:
+        return self.at_pause(pause, tier)
+
+    def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
+        drop_only = [
+            KvDecision(session=one.session, action=KvAction.DROP, why=one.why, evidence=one.evidence)
+            for one in evict(_oldest_first(pauses), tier, need, "the pool is full; least recently used")
+        ]
+        return tuple(drop_only)
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysDrop:
+    """What an engine does that frees a request's KV at its end."""
+
+    name: str = "always-drop"
+
+    def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
+        return KvDecision(session=pause.session, action=KvAction.DROP, why="this policy drops at every tool call")
+
+    def expired(self, pause: Pause, tier: Tier) -> KvDecision:
+        return self.at_pause(pause, tier)
+
+    def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
+        return tuple(self.at_pause(pause, tier) for pause in _oldest_first(pauses) if pause.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysOffload:
+    """Moves KV out at every tool call, as long as there is room for it; drops it otherwise."""
+
+    name: str = "always-offload"
+
+    def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
+        if tier.can_offload(pause.tokens):
+            return KvDecision(session=pause.session, action=KvAction.OFFLOAD, why="this policy offloads all")
+        return KvDecision(session=pause.session, action=KvAction.DROP, why="there is no room to offload to")
+
+    def expired(self, pause: Pause, tier: Tier) -> KvDecision:
+        return self.at_pause(pause, tier)
+
+    def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
+        return evict(_oldest_first(pauses), tier, need, "the pool is full; least recently used")
+
+
+@dataclass(frozen=True, slots=True)
+class LeastRecentlyUsed:
+    """Keeps until the pool is full; then puts out whoever ran longest ago, offloaded where there is room."""
+
+    name: str = "lru"
+
+    def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
+        return KvDecision(session=pause.session, action=KvAction.KEEP, why="kept until the pool is full")
+
+    def expired(self, pause: Pause, tier: Tier) -> KvDecision:
+        return self.at_pause(pause, tier)
+
+    def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
+        return evict(_oldest_first(pauses), tier, need, "the pool is full; least recently used")

@@ -1,0 +1,134 @@
+"""What a KV policy sees and what it says. Pure values: tokens, bytes, seconds.
+
+A policy is asked when a tool call begins (``at_pause``), when a time to live has passed (``expired``), and when the KV
+pool must give room (``under_pressure``). It answers with decisions, each with the numbers that justified it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from gpu.cost import ForwardModel, SwapModel
+from gpu.errors import InvalidValue
+
+
+class KvAction(StrEnum):
+    KEEP = "keep"
+    OFFLOAD = "offload"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A session whose model waits for a tool.
+
+    ``expected``: seconds that the call will take from its begin, as declared or learned; None: unknown.
+    ``durations``: what earlier calls of its class took, unsorted. ``elapsed``: seconds since the call began.
+    """
+
+    session: str
+    tokens: int
+    elapsed: float = 0.0
+    expected: float | None = None
+    durations: Sequence[float] = ()
+    last_used: float = 0.0  # a clock's seconds: for least recent use
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0 or self.elapsed < 0 or (self.expected is not None and self.expected < 0):
+            raise InvalidValue(
+                f"session {self.session}: pause of {self.tokens} tokens, {self.elapsed} s, expected {self.expected} s",
+                remedy="counts and times are not negative",
+            )
+
+    def remaining(self, unknown: float) -> float:
+        """Seconds until it ends; ``unknown`` where nothing is known.
+
+        Without an expectation: the mean of those earlier durations that are longer than what has passed already.
+        """
+        if self.expected is not None:
+            # Past its expected end, a call is as likely as not to take as long again: what has passed is the guess.
+            return self.expected - self.elapsed if self.expected > self.elapsed else self.elapsed
+        longer = [one for one in self.durations if one > self.elapsed]
+        return sum(longer) / len(longer) - self.elapsed if longer else max(unknown, self.elapsed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """The engine, as the policy sees it.
+
+    ``running_tokens``: of the requests that run now and would wait for a recomputation (InferCept's C_other, C_batch).
+    ``offload_free``: bytes; 0: the engine cannot offload. ``queueing``: mean wait of recent requests (seconds).
+    """
+
+    bytes_per_token: int
+    capacity: int  # tokens of the KV pool
+    used: int  # tokens
+    running_tokens: int
+    forward: ForwardModel
+    swap: SwapModel | None = None
+    offload_free: int = 0
+    queueing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.bytes_per_token <= 0 or min(self.capacity, self.used, self.running_tokens, self.offload_free) < 0:
+            raise InvalidValue("a tier with negative sizes", remedy="take them from the engine's metrics")
+
+    def can_offload(self, tokens: int) -> bool:
+        return self.swap is not None and tokens * self.bytes_per_token <= self.offload_free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvDecision:
+    """``ttl``: of a KEEP, seconds after which ``expired`` is asked; None: until pressure. ``evidence``: the numbers."""
+
+    session: str
+    action: KvAction
+    why: str
+    ttl: float | None = None
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+class KvPolicy(Protocol):
+    """Keeps no state: the same view gives the same decision, live and in the simulator."""
+
+    @property
+    def name(self) -> str: ...
+
+    def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
+        """A tool call begins."""
+        ...
+
+    def expired(self, pause: Pause, tier: Tier) -> KvDecision:
+        """The time to live of a kept session has passed, and its call still runs."""
+        ...
+
+    def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
+        """Make room for ``need`` tokens: whom to put out, in order, until it is enough. Kept ones are not named."""
+        ...
+
+
+def evict(order: Sequence[Pause], tier: Tier, need: int, why: str) -> tuple[KvDecision, ...]:
+    """Put out in the given order until ``need`` tokens are free: offloaded while there is room for it, else dropped."""
+    decisions: list[KvDecision] = []
+    room = tier.offload_free if tier.swap is not None else 0
+    for pause in order:
+        if need <= 0:
+            break
+        if pause.tokens == 0:
+            continue
+        size = pause.tokens * tier.bytes_per_token
+        offload = size <= room
+        room -= size if offload else 0
+        need -= pause.tokens
+        decisions.append(
+            KvDecision(
+                session=pause.session,
+                action=KvAction.OFFLOAD if offload else KvAction.DROP,
+                why=why,
+                evidence={"tokens": pause.tokens, "offload_room_bytes": room},
+            )
+        )
+    return tuple(decisions)
