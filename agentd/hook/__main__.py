@@ -1,0 +1,5 @@
+import sys
+
+from agentd.hook.main import main
+
+sys.exit(main())
