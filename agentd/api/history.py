@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
-from agentd.api.ports import HistoryPage, HistoryQuery, SampleView
+from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage, SampleView
 from agentd.ledger import LedgerError, LedgerReader, Sample
-from controller.model import ControllerError, Decision, Usage
+from controller.model import CallState, ControllerError, Decision, Usage
 
 MAX_SAMPLES: Final = 100_000  # of one answer: some 15 MB
+MOMENT_DECISIONS: Final = 200
 
 _COUNTED: Final = tuple(
     field.name for field in fields(Usage) if field.name in {sampled.name for sampled in fields(Sample)}
@@ -50,7 +53,7 @@ class LedgerHistory:
         return await asyncio.to_thread(self._read, query)
 
     def _read(self, query: HistoryQuery) -> HistoryPage:
-        try:
+        with self._in_words():
             records = self._reader.calls(
                 since=query.since,
                 until=query.until,
@@ -64,16 +67,11 @@ class LedgerHistory:
             samples: list[Sample] = []
             if query.with_samples:
                 for call in calls:
-                    samples += self._reader.samples(call_id=call.id, limit=MAX_SAMPLES - len(samples))
+                    samples += self._reader.samples(
+                        call_id=call.id, downsample=query.sample_points, limit=MAX_SAMPLES - len(samples)
+                    )
                     if len(samples) >= MAX_SAMPLES:
                         break
-        except LedgerError as err:
-            if trouble := self._trouble():  # what the reader met is a consequence of it
-                raise ControllerError(
-                    f"the history cannot be read before it can be written: {trouble}",
-                    remedy="what has ended since the start is kept in memory meanwhile (corral ps --all)",
-                ) from err
-            raise ControllerError(f"ledger {err.path}: {err.cause}", remedy=err.remedy) from err
         names: dict[str, str] = {}
         for record in records:
             names[record.call.tenant_id] = record.tenant_name
@@ -81,6 +79,50 @@ class LedgerHistory:
         return HistoryPage(
             calls=calls, decisions=decisions, samples=[_sample(sample) for sample in samples], names=names
         )
+
+    async def moment(self, at: float | None) -> MomentPage:
+        return await asyncio.to_thread(self._moment, at)
+
+    def _moment(self, at: float | None) -> MomentPage:
+        with self._in_words():
+            reader = self._reader
+            first = reader.first_begin()
+            if at is None:
+                at = first if first is not None else 0.0
+            samples = reader.latest_samples(at)
+            calls = []
+            for record in reader.alive_at(at):
+                call, sample = replace(record.call, outcome=None), samples.get(record.call.id)
+                if sample is not None:
+                    call = replace(call, state=sample.state, usage=_sample(sample).usage)
+                elif record.call.outcome is not None:
+                    # its row has what it used in the end: not yet known at this moment
+                    call = replace(call, state=CallState.RUNNING, usage=Usage())
+                calls.append(replace(call, held_since=None))
+            previous, following = reader.decisions_beside(at)
+            return MomentPage(
+                at=at,
+                tenants=reader.tenants(),
+                sessions=reader.sessions_open_at(at),
+                calls=calls,
+                decisions=reader.decisions(until=math.nextafter(at, math.inf), limit=MOMENT_DECISIONS),
+                previous_decision=previous,
+                next_decision=following,
+                first=first,
+            )
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """A LedgerError as a ControllerError."""
+        try:
+            yield
+        except LedgerError as err:
+            if trouble := self._trouble():  # what the reader met is a consequence of it
+                raise ControllerError(
+                    f"the history cannot be read before it can be written: {trouble}",
+                    remedy="what has ended since the start is kept in memory meanwhile (corral ps --all)",
+                ) from err
+            raise ControllerError(f"ledger {err.path}: {err.cause}", remedy=err.remedy) from err
 
     def _decisions(self, query: HistoryQuery) -> list[Decision]:
         """Of the time and the objects asked for; those about a session or a tenant as a whole are among them."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Final
 
 from agentd.api import validate
 from agentd.api.convert import (
     call_to_proto,
     decision_to_proto,
     feature_to_proto,
+    host_to_proto,
     limits_from_proto,
     sample_to_proto,
     session_to_proto,
@@ -21,9 +24,13 @@ from agentd.api.errors import Context, Stopping, answering
 from agentd.api.identity import Access
 from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort
 from agentd.api.streams import MAX_OPERATOR_STREAMS, Streams, Tick, merged
+from agentd.processes import processes_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc
 from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
+
+# Fields of HostStatus that the ledger does not keep.
+_OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
 class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
@@ -81,6 +88,48 @@ class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
                 decisions=[decision_to_proto(decision) for decision in page.decisions],
                 samples=[sample_to_proto(sample) for sample in page.samples],
                 names=page.names,
+            )
+
+    async def Moment(self, request: pb.MomentRequest, context: Context) -> pb.MomentResponse:
+        async with answering(context, "Moment"):
+            self._access.operator(context)
+            page = await self._history.moment(validate.moment(request.at, "at") if request.HasField("at") else None)
+            # what kind of host it is does not change with time; what it had free then was not kept
+            host = host_to_proto(self._host.snapshot().host, self._version)
+            for name in _OF_NOW:
+                host.ClearField(name)
+            return pb.MomentResponse(
+                snapshot=pb.SnapshotResponse(
+                    at=page.at,
+                    host=host,
+                    tenants=[tenant_to_proto(tenant) for tenant in page.tenants],
+                    sessions=[session_to_proto(session) for session in page.sessions],
+                    calls=[call_to_proto(call) for call in page.calls],
+                ),
+                decisions=[decision_to_proto(decision) for decision in page.decisions],
+                previous_decision_at=page.previous_decision,
+                next_decision_at=page.next_decision,
+                first_at=page.first,
+            )
+
+    async def Processes(self, request: pb.ProcessesRequest, context: Context) -> pb.ProcessesResponse:
+        async with answering(context, "Processes"):
+            principal = self._access.operator(context)
+            call = self._access.call(principal, validate.call_id(request.call_id), "call_id")
+            # /proc answers slowly for a process that exits or is stopped in the middle of a fault
+            found = await asyncio.to_thread(processes_of, call.cgroup)
+            return pb.ProcessesResponse(
+                processes=[
+                    pb.Process(
+                        pid=process.pid,
+                        parent_pid=process.parent,
+                        state=process.state,
+                        memory_bytes=process.memory_bytes,
+                        cpu_seconds=process.cpu_seconds,
+                        command=process.command,
+                    )
+                    for process in found
+                ]
             )
 
     async def SetTenant(self, request: pb.SetTenantRequest, context: Context) -> pb.SetTenantResponse:
@@ -175,4 +224,5 @@ def _history_query(request: pb.HistoryRequest) -> HistoryQuery:
         limit=validate.history_limit(request.limit),
         with_samples=request.with_samples,
         with_decisions=request.with_decisions,
+        sample_points=validate.history_limit(request.sample_points, "sample_points") if request.sample_points else 0,
     )

@@ -109,6 +109,7 @@ class HistoryQuery:
     limit: int = 100
     with_samples: bool = False
     with_decisions: bool = False
+    sample_points: int = 0  # of each call, thinned with their peaks; 0: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,21 @@ class HistoryPage:
     names: Mapping[str, str] = field(default_factory=dict)  # of the calls' tenants and sessions, by id
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentPage:
+    """What the ledger knows of the moment ``at``: calls that lived then, with the usage and state of their last sample
+    and without what came later. Neighbours are unix seconds, None where there is none."""
+
+    at: float
+    tenants: Sequence[TenantView] = ()
+    sessions: Sequence[SessionView] = ()
+    calls: Sequence[CallView] = ()
+    decisions: Sequence[Decision] = ()
+    previous_decision: float | None = None
+    next_decision: float | None = None
+    first: float | None = None  # when the first call that is kept was begun
+
+
 Features = Callable[[], Sequence[FeatureView]]
 """What the probe found, for Doctor."""
 
@@ -137,3 +153,5 @@ class HistoryPort(Protocol):
     """The ledger, read away from the event loop."""
 
     async def history(self, query: HistoryQuery) -> HistoryPage: ...
+    async def moment(self, at: float | None) -> MomentPage:
+        """None: when the first call that is kept was begun."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentd.cli import processes as listed
 from agentd.cli import views, words
 from agentd.cli.context import Context
 from agentd.cli.control import limit_pairs
 from agentd.cli.errors import EXIT_OK, NotFoundError, NotPermitted
 from agentd.cli.plain import Plain, to_plain
-from agentd.cli.processes import processes_of
 from agentd.cli.table import Cell, Column, fold
 from agentd.cli.targets import find
+from agentd.processes import processes_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.units import format_bytes, format_duration
 
@@ -71,7 +72,7 @@ def show(context: Context) -> int:
             {
                 "call": views.call_plain(call, names),
                 "decisions": [to_plain(decision) for decision in known.decisions],
-                "processes": [process.plain() for process in processes],
+                "processes": [listed.plain(process) for process in processes],
             }
         )
         return EXIT_OK
@@ -93,7 +94,7 @@ def show(context: Context) -> int:
         context.table(_DECISIONS, [_decision_row(decision) for decision in known.decisions])
     if processes:
         context.say("", context.heading("processes"))
-        context.table(_PROCESSES, [process.row() for process in processes])
+        context.table(_PROCESSES, [listed.row(process) for process in processes])
     return EXIT_OK
 
 

@@ -24,6 +24,8 @@ _EVER: Final = -(1 << 52)  # seconds, or slots: before and after everything, exa
 _NEVER: Final = 1 << 52
 # Seconds around a call's life in which its samples are looked for: the clock may have been set while it ran.
 _CLOCK_STEP: Final = 300
+# Seconds before a moment in which a call's usage is looked for: several intervals of sampling at its default of 10 s.
+RECENT: Final = 60.0
 _IDS_A_QUERY: Final = 500  # well below SQLite's limit of variables
 
 _CALLS: Final = (
@@ -202,6 +204,51 @@ class LedgerReader:
                 (*where.values, limit),
             ).fetchall()
         return [codec.session(row, self._path) for row in rows]
+
+    def alive_at(self, at: float, *, limit: int = 10_000) -> list[CallRecord]:
+        """Calls that were begun and had not ended at ``at``, the newest first. What their rows say of later (outcome,
+        usage) is left as it is."""
+        with self._reading() as connection:
+            return self._records(
+                connection,
+                f"{_CALLS} WHERE c.begun_at <= ? AND (c.ended_at IS NULL OR c.ended_at > ?) "
+                "ORDER BY c.begun_at DESC, c.seq DESC LIMIT ?",
+                (at, at, limit),
+            )
+
+    def latest_samples(self, at: float) -> dict[str, Sample]:
+        """The last sample of each call within the RECENT seconds up to ``at``, by call."""
+        names = ", ".join(f"x.{name}" for name in ("state", *codec.SAMPLED))
+        with self._reading() as connection:
+            # SQLite gives the columns beside a lone max() from the row that has it (lang_select.html, "bare columns")
+            rows = connection.execute(
+                f"SELECT c.id AS call_id, max(x.at) AS at, {names} FROM samples AS x JOIN calls AS c ON c.seq = x.call "  # noqa: S608
+                "WHERE x.slot BETWEEN ? AND ? AND x.at > ? AND x.at <= ? GROUP BY x.call",
+                (codec.slot_of(at - RECENT), codec.slot_of(at), at - RECENT, at),
+            ).fetchall()
+        return {row["call_id"]: codec.sample(row, self._path) for row in rows}
+
+    def sessions_open_at(self, at: float, *, limit: int = 10_000) -> list[SessionView]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT * FROM sessions WHERE opened_at <= ? AND (closed_at IS NULL OR closed_at > ?) "
+                "ORDER BY opened_at DESC, id DESC LIMIT ?",
+                (at, at, limit),
+            ).fetchall()
+        return [codec.session(row, self._path) for row in rows]
+
+    def decisions_beside(self, at: float) -> tuple[float | None, float | None]:
+        """When the last decision before ``at`` and the first one after it were taken."""
+        with self._reading() as connection:
+            before = connection.execute("SELECT max(at) FROM decisions WHERE at < ?", (at,)).fetchone()[0]
+            after = connection.execute("SELECT min(at) FROM decisions WHERE at > ?", (at,)).fetchone()[0]
+        return before, after
+
+    def first_begin(self) -> float | None:
+        """When the first call that is kept was begun."""
+        with self._reading() as connection:
+            found: float | None = connection.execute("SELECT min(begun_at) FROM calls").fetchone()[0]
+        return found
 
     def totals(
         self, by: Literal["tenant", "session", "class"], *, since: float | None = None, until: float | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from tui.source import Away, Update
+from tui.source.fixture import FixtureSource
+from tui.source.protocol import Away, CallPast, Moment, Update
 
 NOW = 1_800_000_000.0
 MIB = 1 << 20
@@ -109,3 +112,116 @@ def empty() -> list[Update]:
 
 def away() -> list[Update]:
     return [*running(), Away(NOW - 15, "no daemon answers")]
+
+
+def samples(call_id: str = BURST, *, count: int = 40, peak: int = 129 * MIB) -> list[pb.Sample]:
+    """A call that grows to ``peak``, works in waves, and waits for memory near the end; two samples a second."""
+    made = []
+    cpu = read = stall = 0
+    for number in range(count):
+        part = (number + 1) / count
+        cpu += 450_000 if number % 8 < 5 else 60_000
+        read += 3 * MIB if number % 10 == 0 else 40_000
+        stall += 200_000 if part > 0.8 else 0
+        usage = pb.Usage(
+            cpu_usec=cpu,
+            memory_now_bytes=int(peak * part),
+            memory_peak_bytes=int(peak * part),
+            read_bytes=read,
+            written_bytes=number * 1000,
+            memory_stall_usec=stall,
+        )
+        made.append(pb.Sample(at=NOW - 20 + number / 2, call_id=call_id, state=pb.CALL_STATE_RUNNING, usage=usage))
+    return made
+
+
+def past_of_burst() -> CallPast:
+    call = next(call for call in snapshot(later=True).calls if call.id == BURST)
+    call.intent.memory_peak_bytes = 96 * MIB
+    decisions = [decision("advise", NOW - 2), decision()]
+    return CallPast(call=call, decisions=decisions, samples=samples(), names={"t-greedy": "greedy"})
+
+
+def ended_call() -> CallPast:
+    """Killed: with an outcome, its paragraph and suggestions."""
+    call = pb.Call(
+        id="c-01hx00000000e5xy",
+        tenant_id="t-greedy",
+        session_id="s-rollout",
+        command="python crunch.py",
+        state=pb.CALL_STATE_ENDED,
+        begun_at=NOW - 400,
+        brakes=1,
+        intent=pb.Intent(tool="python", call_class="data", memory_peak_bytes=128 * MIB, cpu_cores=1, pids=40),
+        grant=pb.Grant(enforced=True, brake_bytes=128 * MIB, limits=pb.Limits(memory_max_bytes=256 * MIB, cpu_cores=2)),
+        cgroup="/corral/t-greedy/s-rollout/calls/c-01hx00000000e5xy",
+    )
+    told = [decision("brake", NOW - 380, call.id), decision("kill", NOW - 370, call.id)]
+    call.outcome.MergeFrom(
+        pb.Outcome(
+            call_id=call.id,
+            reason="brake_killed",
+            ended_at=NOW - 370,
+            wait_status=9,
+            wall_seconds=30,
+            held_seconds=10,
+            decisions=told,
+            usage=pb.Usage(cpu_usec=4_000_000, memory_peak_bytes=240 * MIB, faults=61_478, forks=2, execs=1),
+            summary="The 'python' call was stopped at its memory threshold and then ended: it used 240 MiB of its hard "
+            "limit of 256 MiB: waiting cannot help.",
+            suggestions=["do the work in smaller pieces", "declare a memory peak above 256 MiB"],
+            leftovers=1,
+        )
+    )
+    return CallPast(call=call, decisions=told, samples=[], names={"t-greedy": "greedy", "s-rollout": "rollout"})
+
+
+def moments() -> list[Moment]:
+    """An hour ago and half an hour ago, with a decision at each."""
+    made = []
+    for place, at in enumerate((NOW - 3600, NOW - 1800)):
+        picture = snapshot(at=at)
+        for call in picture.calls:
+            call.begun_at = at - 30
+        made.append(
+            Moment(
+                at=at,
+                snapshot=picture,
+                decisions=[decision("brake", at)],
+                previous=(None, NOW - 3600)[place],
+                next=(NOW - 1800, None)[place],
+                first=NOW - 3600,
+                last=NOW,
+            )
+        )
+    return made
+
+
+BUDGETS = [
+    pb.Budget(resource="memory_bytes", scope="tenant", limit=256.0 * MIB, used=129.0 * MIB, remaining=127.0 * MIB),
+    pb.Budget(resource="calls", scope="session", limit=8, used=8, remaining=0),
+]
+PROCESSES = [
+    pb.Process(pid=pid, parent_pid=parent, state=state, memory_bytes=mib * MIB, cpu_seconds=cpu, command=command)
+    for pid, parent, state, mib, cpu, command in (
+        (4100, 1, "running", 90, 12.5, "python burst.py"),
+        (4101, 4100, "sleeping", 30, 0.2, "sh -c \x1b[2Jx"),
+        (4102, 4101, "stopped", 9, 0.01, "sleep 5"),
+    )
+]
+FEATURES = [
+    pb.Feature(name="tripwire", found=False, detail="no BTF", cost="no brake in the kernel", remedy="boot with BTF"),
+    pb.Feature(name="cgroup", found=True, detail="hybrid"),
+]
+
+
+def source(updates: list[Update], **options: Any) -> FixtureSource:
+    """With a past, budgets and processes, unless ``options`` say otherwise."""
+    given: dict[str, Any] = {
+        "moments": moments(),
+        "calls": [past_of_burst(), ended_call()],
+        "budgets": BUDGETS,
+        "processes": PROCESSES,
+        "features": FEATURES,
+    }
+    return FixtureSource(updates, **(given | options))

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentd.api.identity import OPERATOR, tenant_principal
 from agentd.api.listen import Listener, UnixListener
-from agentd.api.ports import HistoryPage, HistoryQuery
+from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage
 from agentd.api.server import ApiServer, ServerLimits
 from controller.backend import Whose
 from controller.hub import Hub, Subscription
@@ -265,10 +265,16 @@ class FakeHistory:
     def __init__(self) -> None:
         self.queries: list[HistoryQuery] = []
         self.page = HistoryPage()
+        self.moments: list[float | None] = []
+        self.moment_page = MomentPage(at=NOW)
 
     async def history(self, query: HistoryQuery) -> HistoryPage:
         self.queries.append(query)
         return self.page
+
+    async def moment(self, at: float | None) -> MomentPage:
+        self.moments.append(at)
+        return replace(self.moment_page, at=self.moment_page.at if at is None else at)
 
 
 @dataclass

@@ -69,6 +69,51 @@ async def test_filters_decisions_and_samples(tmp_path: Path) -> None:
         assert (await history.history(HistoryQuery(tenant="nobody", with_decisions=True))).decisions == []
 
 
+async def test_samples_are_thinned_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    _, calls = await fill(path)
+    with LedgerReader(path) as reader:
+        query = HistoryQuery(call_id=calls[0].id, with_samples=True, sample_points=1)
+        page = await LedgerHistory(reader).history(query)
+    assert [(sample.at, sample.usage.cpu_usec) for sample in page.samples] == [(calls[0].begun_at + 2, 2)]
+
+
+async def test_a_moment_of_the_past(tmp_path: Path) -> None:
+    """Calls begin at NOW, a second and two seconds later, have samples and decisions, and all end at NOW + 3."""
+    path = tmp_path / "ledger.sqlite"
+    sessions, calls = await fill(path)
+    with LedgerReader(path) as reader:
+        history = LedgerHistory(reader)
+
+        first = await history.moment(None)
+        assert (first.at, first.first) == (NOW, NOW)
+        assert [call.id for call in first.calls] == [calls[0].id]
+        assert first.calls[0].state is CallState.RUNNING
+        assert first.calls[0].usage == Usage()  # no sample was taken yet
+        assert (first.previous_decision, first.next_decision) == (None, NOW + 1)
+        assert {session.id for session in first.sessions} == {session.id for session in sessions}
+        assert [tenant.name for tenant in first.tenants] == ["acme", "umbrella"]
+
+        later = await history.moment(NOW + 2)
+        assert {call.id for call in later.calls} == {call.id for call in calls}
+        of_first = next(call for call in later.calls if call.id == calls[0].id)
+        assert (of_first.usage.cpu_usec, of_first.outcome) == (2, None)
+        assert [decision.at for decision in later.decisions] == [NOW + 1, NOW + 2]
+        assert (later.previous_decision, later.next_decision) == (NOW + 1, NOW + 3)
+
+        over = await history.moment(NOW + 3)
+        assert list(over.calls) == []
+        before = await history.moment(NOW - 100)
+        assert (list(before.calls), list(before.decisions), before.next_decision) == ([], [], NOW + 1)
+
+
+async def test_a_ledger_without_calls_has_no_first_moment(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    await Ledger.open(path).close()
+    with LedgerReader(path) as reader:
+        assert (await LedgerHistory(reader).moment(None)).first is None
+
+
 async def test_a_fault_of_the_ledger_says_file_cause_and_remedy(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     await fill(path)

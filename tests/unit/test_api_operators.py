@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from agentd.api.client import BadRequest, NoSuchObject, connect
-from agentd.api.ports import HistoryPage, HistoryQuery, SampleView
+from agentd.api.client import BadRequest, NoSuchObject, NotPermitted, connect
+from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage, SampleView
 from agentd.api.validate import MAX_HISTORY
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import CallState, Limits, Tripwire, Usage, new_call_id
@@ -61,6 +61,7 @@ async def test_history_asks_the_ledger(served: Served) -> None:
                 limit=7,
                 with_samples=True,
                 with_decisions=True,
+                sample_points=50,
             ),
         )
         await api.call(api.operator.History, pb.HistoryRequest())
@@ -74,12 +75,49 @@ async def test_history_asks_the_ledger(served: Served) -> None:
             limit=7,
             with_samples=True,
             with_decisions=True,
+            sample_points=50,
         ),
         HistoryQuery(),
     ]
     assert page.calls[0].id == call.id
     assert page.decisions[0].action == "brake"
     assert (page.samples[0].state, page.samples[0].usage.faults) == (pb.CALL_STATE_BRAKED, 3)
+
+
+async def test_moment_asks_the_ledger_and_tells_no_present_of_the_host(served: Served) -> None:
+    session, _ = served.host.add_session("acme")
+    call = make_call(session)
+    served.history.moment_page = MomentPage(
+        at=NOW, sessions=[session], calls=[call], decisions=[make_decision(call)], previous_decision=NOW - 1, first=1.0
+    )
+    async with connect(served.operator) as api:
+        found = await api.call(api.operator.Moment, pb.MomentRequest(at=NOW + 5))
+        first = await api.call(api.operator.Moment, pb.MomentRequest())
+        with pytest.raises(BadRequest, match=r"at: -1.0 is no moment"):
+            await api.call(api.operator.Moment, pb.MomentRequest(at=-1))
+    assert served.history.moments == [NOW + 5, None]
+    assert (found.snapshot.at, first.snapshot.at) == (NOW + 5, NOW)
+    assert [one.id for one in found.snapshot.calls] == [call.id]
+    assert (found.previous_decision_at, found.HasField("next_decision_at"), found.first_at) == (NOW - 1, False, 1.0)
+    assert (found.snapshot.host.mode, found.snapshot.host.version) == ("hybrid", "1.2.3")
+    assert found.snapshot.host.memory_total_bytes == 0
+    assert not found.snapshot.host.HasField("io_pressure")
+
+
+async def test_processes_of_a_call_that_has_no_leaf_here_are_none(served: Served) -> None:
+    session, _ = served.host.add_session("acme")
+    call = served.host.add_call(session)
+    async with connect(served.operator) as api:
+        assert not (await api.call(api.operator.Processes, pb.ProcessesRequest(call_id=call.id))).processes
+        with pytest.raises(NoSuchObject):
+            await api.call(api.operator.Processes, pb.ProcessesRequest(call_id=new_call_id()))
+        with pytest.raises(BadRequest):
+            await api.call(api.operator.Processes, pb.ProcessesRequest(call_id="../etc"))
+    async with connect(served.acme) as api:
+        with pytest.raises(NotPermitted):
+            await api.call(api.operator.Processes, pb.ProcessesRequest(call_id=call.id))
+        with pytest.raises(NotPermitted):
+            await api.call(api.operator.Moment, pb.MomentRequest())
 
 
 async def test_set_tenant_limits_and_priority(served: Served) -> None:

@@ -8,9 +8,9 @@ from agentd.cli import views, words
 from agentd.cli.detail import Known, ended_in_words, living_in_words
 from agentd.cli.errors import NotFoundError, UsageError
 from agentd.cli.plain import enum_word, to_plain
-from agentd.cli.processes import processes_of, unified_mount
 from agentd.cli.table import render
 from agentd.cli.targets import calls_of, find
+from agentd.processes import processes_of, unified_mount
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.unit.cli_support import (
     BRAKED,

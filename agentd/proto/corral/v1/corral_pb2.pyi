@@ -526,7 +526,7 @@ class WatchResponse(_message.Message):
     def __init__(self, snapshot: _Optional[_Union[SnapshotResponse, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
 
 class HistoryRequest(_message.Message):
-    __slots__ = ("since", "until", "tenant", "session_id", "call_id", "limit", "with_samples", "with_decisions")
+    __slots__ = ("since", "until", "tenant", "session_id", "call_id", "limit", "with_samples", "with_decisions", "sample_points")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -535,6 +535,7 @@ class HistoryRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITH_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     WITH_DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_POINTS_FIELD_NUMBER: _ClassVar[int]
     since: float
     until: float
     tenant: str
@@ -543,7 +544,8 @@ class HistoryRequest(_message.Message):
     limit: int
     with_samples: bool
     with_decisions: bool
-    def __init__(self, since: _Optional[float] = ..., until: _Optional[float] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., call_id: _Optional[str] = ..., limit: _Optional[int] = ..., with_samples: _Optional[bool] = ..., with_decisions: _Optional[bool] = ...) -> None: ...
+    sample_points: int
+    def __init__(self, since: _Optional[float] = ..., until: _Optional[float] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., call_id: _Optional[str] = ..., limit: _Optional[int] = ..., with_samples: _Optional[bool] = ..., with_decisions: _Optional[bool] = ..., sample_points: _Optional[int] = ...) -> None: ...
 
 class Sample(_message.Message):
     __slots__ = ("at", "call_id", "state", "usage")
@@ -575,6 +577,54 @@ class HistoryResponse(_message.Message):
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
     names: _containers.ScalarMap[str, str]
     def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., names: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class MomentRequest(_message.Message):
+    __slots__ = ("at",)
+    AT_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    def __init__(self, at: _Optional[float] = ...) -> None: ...
+
+class MomentResponse(_message.Message):
+    __slots__ = ("snapshot", "decisions", "previous_decision_at", "next_decision_at", "first_at")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_DECISION_AT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_DECISION_AT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_AT_FIELD_NUMBER: _ClassVar[int]
+    snapshot: SnapshotResponse
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    previous_decision_at: float
+    next_decision_at: float
+    first_at: float
+    def __init__(self, snapshot: _Optional[_Union[SnapshotResponse, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., previous_decision_at: _Optional[float] = ..., next_decision_at: _Optional[float] = ..., first_at: _Optional[float] = ...) -> None: ...
+
+class ProcessesRequest(_message.Message):
+    __slots__ = ("call_id",)
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    call_id: str
+    def __init__(self, call_id: _Optional[str] = ...) -> None: ...
+
+class Process(_message.Message):
+    __slots__ = ("pid", "parent_pid", "state", "memory_bytes", "cpu_seconds", "command")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_PID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    parent_pid: int
+    state: str
+    memory_bytes: int
+    cpu_seconds: float
+    command: str
+    def __init__(self, pid: _Optional[int] = ..., parent_pid: _Optional[int] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., command: _Optional[str] = ...) -> None: ...
+
+class ProcessesResponse(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[Process]
+    def __init__(self, processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ...) -> None: ...
 
 class SetTenantRequest(_message.Message):
     __slots__ = ("name", "limits", "priority")

@@ -478,6 +478,16 @@ class OperatorServiceStub:
                 request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryRequest.SerializeToString,
                 response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryResponse.FromString,
                 _registered_method=True)
+        self.Moment = channel.unary_unary(
+                '/corral.v1.OperatorService/Moment',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentResponse.FromString,
+                _registered_method=True)
+        self.Processes = channel.unary_unary(
+                '/corral.v1.OperatorService/Processes',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesResponse.FromString,
+                _registered_method=True)
         self.SetTenant = channel.unary_unary(
                 '/corral.v1.OperatorService/SetTenant',
                 request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetTenantRequest.SerializeToString,
@@ -535,6 +545,20 @@ class OperatorServiceServicer:
 
     def History(self, request, context):
         """Calls, decisions and samples from the ledger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Moment(self, request, context):
+        """The host as the ledger knows it at a moment of the past: what was open and live then, with what it had used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Processes(self, request, context):
+        """The processes in a call's leaf, now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -606,6 +630,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.History,
                     request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryRequest.FromString,
                     response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryResponse.SerializeToString,
+            ),
+            'Moment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Moment,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentResponse.SerializeToString,
+            ),
+            'Processes': grpc.unary_unary_rpc_method_handler(
+                    servicer.Processes,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesResponse.SerializeToString,
             ),
             'SetTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.SetTenant,
@@ -725,6 +759,60 @@ class OperatorService:
             '/corral.v1.OperatorService/History',
             agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryRequest.SerializeToString,
             agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Moment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/Moment',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.MomentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Processes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/Processes',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ProcessesResponse.FromString,
             options,
             channel_credentials,
             insecure,

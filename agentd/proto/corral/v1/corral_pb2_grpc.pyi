@@ -172,6 +172,10 @@ class OperatorServiceStub:
     """Streams changes as they come, and a snapshot at each interval."""
     History: _grpc.UnaryUnaryMultiCallable[_corral_pb2.HistoryRequest, _corral_pb2.HistoryResponse]
     """Calls, decisions and samples from the ledger."""
+    Moment: _grpc.UnaryUnaryMultiCallable[_corral_pb2.MomentRequest, _corral_pb2.MomentResponse]
+    """The host as the ledger knows it at a moment of the past: what was open and live then, with what it had used."""
+    Processes: _grpc.UnaryUnaryMultiCallable[_corral_pb2.ProcessesRequest, _corral_pb2.ProcessesResponse]
+    """The processes in a call's leaf, now."""
     SetTenant: _grpc.UnaryUnaryMultiCallable[_corral_pb2.SetTenantRequest, _corral_pb2.SetTenantResponse]
     """Makes a tenant, or changes its ceilings and its default priority."""
     SetLimits: _grpc.UnaryUnaryMultiCallable[_corral_pb2.SetLimitsRequest, _corral_pb2.SetLimitsResponse]
@@ -198,6 +202,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Streams changes as they come, and a snapshot at each interval."""
     History: _aio.UnaryUnaryMultiCallable[_corral_pb2.HistoryRequest, _corral_pb2.HistoryResponse]  # type: ignore[assignment]
     """Calls, decisions and samples from the ledger."""
+    Moment: _aio.UnaryUnaryMultiCallable[_corral_pb2.MomentRequest, _corral_pb2.MomentResponse]  # type: ignore[assignment]
+    """The host as the ledger knows it at a moment of the past: what was open and live then, with what it had used."""
+    Processes: _aio.UnaryUnaryMultiCallable[_corral_pb2.ProcessesRequest, _corral_pb2.ProcessesResponse]  # type: ignore[assignment]
+    """The processes in a call's leaf, now."""
     SetTenant: _aio.UnaryUnaryMultiCallable[_corral_pb2.SetTenantRequest, _corral_pb2.SetTenantResponse]  # type: ignore[assignment]
     """Makes a tenant, or changes its ceilings and its default priority."""
     SetLimits: _aio.UnaryUnaryMultiCallable[_corral_pb2.SetLimitsRequest, _corral_pb2.SetLimitsResponse]  # type: ignore[assignment]
@@ -239,6 +247,22 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_corral_pb2.HistoryResponse, _abc.Awaitable[_corral_pb2.HistoryResponse]]:
         """Calls, decisions and samples from the ledger."""
+
+    @_abc_1.abstractmethod
+    def Moment(
+        self,
+        request: _corral_pb2.MomentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.MomentResponse, _abc.Awaitable[_corral_pb2.MomentResponse]]:
+        """The host as the ledger knows it at a moment of the past: what was open and live then, with what it had used."""
+
+    @_abc_1.abstractmethod
+    def Processes(
+        self,
+        request: _corral_pb2.ProcessesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.ProcessesResponse, _abc.Awaitable[_corral_pb2.ProcessesResponse]]:
+        """The processes in a call's leaf, now."""
 
     @_abc_1.abstractmethod
     def SetTenant(

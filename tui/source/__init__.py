@@ -1,0 +1,1 @@
+"""Where the dashboard's pictures come from. Screens know the protocol alone."""
