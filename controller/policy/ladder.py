@@ -1,0 +1,282 @@
+"""The pressure ladder: what is done to calls that have begun. Pure; the weakest step that helps comes first.
+
+1. **Advise**: a call that outgrew what such calls typically use is told, once, when memory gets scarce.
+2. **Raise**: a held call goes on, its threshold a step higher, when there is room and the host stays *safe* (all begun
+   calls can still end one after the other, each getting what such calls claim). The champion (highest priority, oldest)
+   needs no safety: it is who must be able to finish.
+3. **Throttle**: where room is short, running calls give back the slack between their use and their threshold, and what
+   the host can slow (memory.high, weights) is slowed. **Relax** undoes it when there is room again.
+4. **Freeze** the youngest of the lowest priority, while what is promised exceeds what there is (the agents grew).
+5. **Kill** one call's leaf: where holding cannot help (at its own hard limit; nobody runs who could free anything),
+   where a hold has lasted for its bound, where its intent is to fail fast, or where the agents would die otherwise.
+
+Without swap a frozen call frees nothing, so who goes on is decided by who can finish. Every held call gets exactly one
+answer in every round (raise, hold or kill), so a hold is bounded by ``hold_max`` wherever rounds are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from controller.model import CallId, OnPressure, TenantId
+from controller.policy.account import Account
+from controller.policy.fairness import champion, victims
+from controller.policy.settings import ControlConfig
+from controller.policy.text import human_bytes, human_seconds
+from controller.state import CallFacts, Stage, State, Step, StepKind
+
+
+def climb(state: State, config: ControlConfig, account: Account) -> list[Step]:
+    """The steps of one round, in the order in which they are to be carried out. ``account`` follows them."""
+    begun = [c for c in state.calls if c.begun]
+    held = [c for c in begun if c.stage is Stage.HELD]
+    steps: list[Step] = []
+    if account.free < 0:
+        steps += _squeeze(begun, -account.free, account)
+    steps += _rescue(state, begun, account)
+    gone = {s.call_id for s in steps if s.kind is StepKind.KILL}
+    frozen = {s.call_id for s in steps if s.kind is StepKind.FREEZE}
+    if held:
+        steps += _release([c for c in begun if c.id not in gone], frozen, account)
+    steps += _mild(state, [c for c in begun if c.id not in gone | frozen], account)
+    return steps
+
+
+def step_of(call: CallFacts, config: ControlConfig) -> int:
+    """By how much its threshold is raised, at the least."""
+    return max(config.raise_step, int(call.usage * config.raise_share))
+
+
+# --- making room -----------------------------------------------------------------------------------------------------
+
+
+def _squeeze(begun: Sequence[CallFacts], wanted: int, account: Account, *, of: CallFacts | None = None) -> list[Step]:
+    """Lowers thresholds of running calls towards their use until ``wanted`` bytes are found, or none is left. ``of``:
+    for this call, so neither of itself nor of a higher priority."""
+    steps: list[Step] = []
+    order = sorted(begun, key=lambda c: (c.priority, -c.begun_at, c.id))
+    for call in order:
+        if wanted <= 0:
+            break
+        if call.stage is not Stage.RUNNING or (of is not None and (call.id == of.id or call.priority > of.priority)):
+            continue
+        least = call.usage + account.config.least_slack
+        spare = account.reserved.get(call.id, 0) - least
+        if spare <= 0 or call.granted <= least:
+            continue
+        account.change(call, least)
+        wanted -= spare
+        steps.append(
+            Step(
+                kind=StepKind.THROTTLE,
+                call_id=call.id,
+                brake=least,
+                reason=f"memory is short: its threshold is {human_bytes(least)} now, it uses {human_bytes(call.usage)}",
+                evidence=_numbers(call, account) | {"new_brake_bytes": float(least)},
+            )
+        )
+    return steps
+
+
+def _rescue(state: State, begun: Sequence[CallFacts], account: Account) -> list[Step]:
+    """The agents' own processes grew into what was promised to calls: freeze, then kill, one call a round."""
+    config = account.config
+    if account.free >= 0:
+        return []
+    order = [c for c in victims(begun) if c.id in account.reserved]
+    if state.unused < config.kill_below * state.capacity:
+        # the champion too, at the very last: an agent's own process is never ended, so its call is
+        last = champion(begun)
+        for call in (*order, *([last] if last is not None and not order else [])):
+            if call.usage > 0:
+                account.drop(call)
+                why = f"the host is {human_bytes(-state.unused)} short of memory, and agents would be lost"
+                return [_kill(call, "host_full", why, account)]
+    if state.unused < config.freeze_below * state.capacity:
+        for call in order:
+            if call.stage is Stage.RUNNING:
+                account.change(call, call.usage)
+                return [
+                    Step(
+                        kind=StepKind.FREEZE,
+                        call_id=call.id,
+                        reason=f"the host is {human_bytes(-account.free)} short of memory; others finish first",
+                        evidence=_numbers(call, account),
+                    )
+                ]
+    return []
+
+
+# --- held calls ------------------------------------------------------------------------------------------------------
+
+
+def _release(begun: Sequence[CallFacts], frozen: set[CallId], account: Account) -> list[Step]:
+    """Raise, hold or kill for every held call, the first in rank first."""
+    steps: list[Step] = []
+    held = sorted((c for c in begun if c.stage is Stage.HELD), key=rank)
+    running = {c.id for c in begun if c.stage is Stage.RUNNING and c.id not in frozen}
+    waits_in: set[TenantId] = set()  # tenants in which a call of higher rank waits for room under their ceiling
+    left: list[CallFacts] = []
+    for call in held:
+        if call.on_pressure is OnPressure.FAIL_FAST:
+            why = f"it reached {human_bytes(call.usage)}, its threshold, and asked to fail fast"
+            steps.append(_kill(call, "fail_fast", why, account))
+            account.drop(call)
+            continue
+        if call.tenant_id not in waits_in:
+            steps += _squeeze_for(call, begun, account)
+            raised = _raise(call, account, at_any_risk=False)
+            if raised is not None:
+                steps.append(raised)
+                running.add(call.id)
+                continue
+            if _tenant_binds(call, account):
+                waits_in.add(call.tenant_id)
+        left.append(call)
+    if left and not running:
+        # Nothing moves. The first in rank that can be given anything goes on, into the reserve if need be.
+        for call in left:
+            raised = _raise(call, account, at_any_risk=True)
+            if raised is not None:
+                steps.append(raised)
+                running.add(call.id)
+                left.remove(call)
+                break
+    for call in left:
+        answer = _hold_or_kill(call, begun, running, account)
+        steps.append(answer)
+        if answer.kind is StepKind.KILL:
+            running.add(call.id)  # what it frees comes to the others
+    return steps
+
+
+def rank(call: CallFacts) -> tuple[float, float, str]:
+    """The order in which held calls are served: the highest priority first, then the one that began first."""
+    return (-call.priority, call.begun_at, call.id)
+
+
+def _squeeze_for(call: CallFacts, begun: Sequence[CallFacts], account: Account) -> list[Step]:
+    short = step_of(call, account.config) - account.room(call)
+    if short <= 0 or _at_its_limit(call, account):
+        return []
+    inside = _tenant_binds(call, account)
+    return _squeeze([c for c in begun if not inside or c.tenant_id == call.tenant_id], short, account, of=call)
+
+
+def _raise(call: CallFacts, account: Account, *, at_any_risk: bool) -> Step | None:
+    """``at_any_risk``: though the host is not safe then, and out of the reserve. None: it cannot be."""
+    config = account.config
+    want = step_of(call, config)
+    room = account.room(call)
+    if at_any_risk and not _at_its_limit(call, account) and not _tenant_binds(call, account):
+        room = max(room, min(want, account.free + int(account.state.capacity * config.champion_reserve)))
+    # a last, smaller step is better than none, as long as it is worth a resume
+    more = min(want, room)
+    if more < min(want, config.least_slack) or more <= 0:
+        return None
+    before = account.reserved[call.id]
+    account.change(call, call.usage + more)
+    if not at_any_risk and not account.safe():
+        account.change(call, before)
+        return None
+    brake = call.usage + more
+    return Step(
+        kind=StepKind.RAISE,
+        call_id=call.id,
+        brake=brake,
+        reason=f"used {human_bytes(call.usage)}; there is room for {human_bytes(more)} more",
+        evidence=_numbers(call, account) | {"new_brake_bytes": float(brake)},
+    )
+
+
+def _hold_or_kill(call: CallFacts, begun: Sequence[CallFacts], running: set[CallId], account: Account) -> Step:
+    state, config = account.state, account.config
+    used = human_bytes(call.usage)
+    inside = _tenant_binds(call, account)
+    others = [c for c in begun if c.id != call.id and c.id in account.reserved]
+    if inside:
+        others = [c for c in others if c.tenant_id == call.tenant_id]
+    held = state.at - (call.held_since if call.held_since is not None else state.at)
+    why = code = ""
+    if _at_its_limit(call, account):
+        code, why = "hard_limit", f"used {used} of its hard limit of {human_bytes(call.hard_limit or 0)}"
+    elif not any(c.id in running for c in others):
+        # all are held: the last in rank makes room, and nobody where one can still go on
+        last = max((c for c in (call, *others) if c.stage is Stage.HELD), key=lambda c: (-c.priority, c.begun_at, c.id))
+        if last.id == call.id:
+            code, why = "nobody_frees", f"used {used}, and no call that runs could free any memory for it"
+    if not code and held >= config.hold_max:
+        code, why = "held_too_long", f"used {used}; no room came within {human_seconds(config.hold_max)}"
+    if code:
+        step = _kill(call, code, why, account)
+        account.drop(call)
+        return step
+    return Step(
+        kind=StepKind.HOLD,
+        call_id=call.id,
+        reason=f"used {used}; waits for {human_bytes(step_of(call, config))} to be freed",
+        evidence=_numbers(call, account) | {"held_seconds": round(held, 3)},
+        eta=min((c.need.ends_typical for c in others if c.id in running), default=None),
+    )
+
+
+def _at_its_limit(call: CallFacts, account: Account) -> bool:
+    if call.hard_limit is None:
+        return False
+    return call.hard_limit - call.usage < min(account.config.least_slack, call.hard_limit // 16)
+
+
+def _tenant_binds(call: CallFacts, account: Account) -> bool:
+    """Whether what it lacks is room under its tenant's ceiling, rather than memory of the host."""
+    room = account.tenant_room(call)
+    return room is not None and room < step_of(call, account.config) and room <= account.free
+
+
+# --- mild steps ------------------------------------------------------------------------------------------------------
+
+
+def _mild(state: State, begun: Sequence[CallFacts], account: Account) -> list[Step]:
+    """Advice while memory is scarce, and the end of a throttle when it no longer is."""
+    steps: list[Step] = []
+    if account.free < account.config.advise_below * state.capacity:
+        for call in begun:
+            over = call.declared_peak if call.declared_peak is not None else call.need.likely
+            if not call.advised and call.stage is Stage.RUNNING and 0 < over < call.usage:
+                steps.append(
+                    Step(
+                        kind=StepKind.ADVISE,
+                        call_id=call.id,
+                        reason=f"memory is scarce, and it uses {human_bytes(call.usage)} where "
+                        f"{human_bytes(over)} was expected: fewer workers, or smaller pieces, would help",
+                        evidence=_numbers(call, account) | {"expected_bytes": float(over)},
+                    )
+                )
+    elif account.free > account.config.relax_above * state.capacity:
+        for call in sorted(begun, key=lambda c: (-c.priority, c.begun_at, c.id)):
+            if call.squeezed and call.stage is Stage.RUNNING:
+                brake = max(account.reserved[call.id], min(call.need.likely, call.usage + account.room(call) // 2))
+                account.change(call, brake)
+                steps.append(
+                    Step(
+                        kind=StepKind.RELAX,
+                        call_id=call.id,
+                        brake=brake,
+                        reason=f"memory is there again: its threshold is {human_bytes(brake)}",
+                        evidence=_numbers(call, account) | {"new_brake_bytes": float(brake)},
+                    )
+                )
+    return steps
+
+
+def _kill(call: CallFacts, code: str, why: str, account: Account) -> Step:
+    return Step(kind=StepKind.KILL, call_id=call.id, reason=why, code=code, evidence=_numbers(call, account))
+
+
+def _numbers(call: CallFacts, account: Account) -> dict[str, float]:
+    return {
+        "usage_bytes": float(call.usage),
+        "brake_bytes": float(call.granted),
+        "free_bytes": float(account.free),
+        "unused_bytes": float(account.state.unused),
+        "claim_bytes": float(call.need.claim),
+    }
