@@ -25,12 +25,17 @@ from tui.pages.groups import SessionPage, TenantPage
 from tui.pages.host import HostPage
 from tui.pages.machine import DoctorPage, GpuPage
 from tui.player import Player
+from tui.source.file import FileSource
 from tui.source.live import LiveSource
 from tui.source.protocol import Action, NotOffered, Source, SourceError, Verb
 
 FRAME: Final = 0.1  # seconds: what comes faster is drawn together
 TICK: Final = 0.25  # seconds between steps of a replay
 THEME: Final = "textual-dark"
+
+
+class DashboardError(Exception):
+    """The dashboard cannot start: what is wrong, and the remedy."""
 
 
 class CorralApp(App[None]):
@@ -351,8 +356,30 @@ def _outermost(rows: Sequence[Row]) -> list[Row]:
 
 
 def run(target: str, *, interval: float = 1.0, read_only: bool = False, begin: str = "") -> None:
-    """The dashboard of the daemon at ``target`` ("unix:/path" or "HOST:PORT"), until it is quit. Raises SourceError
-    where it cannot even try."""
+    """The dashboard of the daemon at ``target`` ("unix:/path" or "HOST:PORT"), until it is quit. ``begin``: the moment
+    to start at, as an operator writes it. Raises DashboardError where it cannot even try."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write its own view of things over the screen
-    source = LiveSource(target, interval=interval)
+    _check_begin(begin)
+    try:
+        source = LiveSource(target, interval=interval)
+    except SourceError as err:
+        raise DashboardError(str(err)) from None
     CorralApp(source, read_only=read_only, state=default_path(), begin=begin).run()
+
+
+def replay(path: Path, *, begin: str = "") -> None:
+    """The recording ``path``, until it is quit. Raises DashboardError."""
+    _check_begin(begin)
+    try:
+        source = FileSource(path)
+    except SourceError as err:
+        raise DashboardError(str(err)) from None
+    CorralApp(source, state=default_path(), begin=begin).run()
+
+
+def _check_begin(begin: str) -> None:
+    now = time.time()
+    try:
+        parse(begin, now=now, shown=now)
+    except ValueError as err:
+        raise DashboardError(f"--at {err}") from None

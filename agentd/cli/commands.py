@@ -19,6 +19,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "session list": ("listing", "session_list"),
     "ps": ("listing", "ps"),
     "top": ("top", "top"),
+    "record": ("record", "record"),
     "show": ("detail", "show"),
     "explain": ("detail", "explain"),
     "history": ("listing", "history"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from agentd.cli.context import Context
 from agentd.cli.errors import EXIT_OK, UsageError
@@ -12,12 +13,22 @@ def top(context: Context) -> int:
     if context.args.once or context.json:
         from agentd.cli.listing import top_once
 
+        if context.args.replay:
+            raise UsageError("--once shows what is now", remedy="leave out --replay, or --once")
         return top_once(context)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top needs a terminal", remedy="for one picture as text: corral top --once")
     from agentd.cli.remote import parse_target
-    from tui.app import run
+    from tui.app import DashboardError, replay, run
 
-    # No connection is tried here: the dashboard itself says since when the daemon is away, and comes back with it.
-    run(parse_target(context.api).uri, interval=context.args.interval)
+    args = context.args
+    try:
+        if args.replay:
+            replay(Path(args.replay), begin=args.at)
+        else:
+            # No connection is tried here: the dashboard itself says since when the daemon is away, and comes back.
+            target = parse_target(context.api).uri
+            run(target, interval=args.interval, read_only=args.read_only, begin=args.at)
+    except DashboardError as err:
+        raise UsageError(str(err)) from None
     return EXIT_OK

@@ -78,6 +78,8 @@ async def test_top_once(daemon: FakeDaemon) -> None:
     assert done.out.startswith("2 CPUs · memory 2 GiB of 8 GiB")
     assert done.out.splitlines()[4].startswith(TESTING)
     assert set(await _json(daemon, "top", "--once")) == {"at", "host", "tenants", "calls"}
+    both = await corral("top", "--once", "--replay", "x", api=daemon.target)
+    assert (both.code, "leave out --replay" in both.err) == (2, True)
     away = await corral("top", api=daemon.target)
     assert away.code == 2
     assert "corral top --once" in away.err

@@ -40,7 +40,8 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
             "json": True,
         },
     ),
-    "top": ("top --once --interval 0.5", {"once": True, "interval": 0.5}),
+    "top": ("top --once --interval 0.5", {"once": True, "interval": 0.5, "replay": None, "read_only": False}),
+    "record": ("record out.corral --for 10m --interval 2", {"file": "out.corral", "duration": "10m", "interval": 2.0}),
     "show": ("show c-1", {"call": "c-1"}),
     "explain": ("explain c-1", {"call": "c-1"}),
     "history": (
