@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from gpu.engines.vllm_events import MAX_MESSAGE, BadEvent, Batch, Gap, KvUpdate, Restarted, decode
-from gpu.errors import InvalidValue, MissingPackage
+from gpu.errors import EngineUnreachable, InvalidValue, MissingPackage
 
 if TYPE_CHECKING:
     import zmq.asyncio
@@ -29,7 +29,8 @@ class KvEventStream:
 
     :param endpoint: where the engine publishes (``ipc://…`` or ``tcp://…``)
     :param replay: its replay socket; "": there is none, so that what is lost stays lost
-    :param bind: bind instead of connecting: vLLM *connects* to a plain ``tcp://host:port``
+    :param bind: bind instead of connecting: vLLM *connects* to a plain ``tcp://host:port``. Until the stream is iterated,
+        such an engine sends nothing: a bound SUB socket subscribes from within its own calls
     :raises MissingPackage: pyzmq is not installed
     """
 
@@ -48,6 +49,12 @@ class KvEventStream:
                 raise InvalidValue(
                     f"engine {engine}: KV event endpoint {one[:64]!r}", remedy="give ipc://PATH or tcp://HOST:PORT"
                 )
+        if bind and not endpoint.startswith("tcp://"):
+            # ZeroMQ would take an ipc path away from the engine that has bound it, without a word.
+            raise InvalidValue(
+                f"engine {engine}: binding KV event endpoint {endpoint!r}",
+                remedy="vLLM binds ipc endpoints itself; bind only tcp://HOST:PORT, to which it connects",
+            )
         self._endpoint = endpoint
         self._replay = replay
         self._topic = topic
@@ -59,24 +66,38 @@ class KvEventStream:
         self._next = 0  # the sequence number that comes next
         self._last_at = float("-inf")  # the engine's time of the newest batch delivered
         self._pending: deque[KvUpdate] = deque()
+        self._closed = False
         #: Messages that could not be read.
         self.bad = 0
 
     async def __aenter__(self) -> Self:
+        """
+        :raises EngineUnreachable: the endpoint cannot be opened (a host that has no address, a path that is taken)
+        """
         zmq = _zmq()
         self._context = zmq.asyncio.Context()
-        sub = self._context.socket(zmq.SUB)
-        sub.setsockopt(zmq.LINGER, 0)
-        sub.setsockopt(zmq.RCVHWM, _QUEUE)
-        sub.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        sub.setsockopt(zmq.SUBSCRIBE, self._topic.encode())
-        if self._bind:
-            sub.bind(self._endpoint)
-        else:
-            sub.connect(self._endpoint)
-        self._sub = sub
-        if self._replay:
-            await self._catch_up(0, None)  # what happened before we came
+        try:
+            sub = self._context.socket(zmq.SUB)
+            self._sub = sub
+            sub.setsockopt(zmq.LINGER, 0)
+            sub.setsockopt(zmq.RCVHWM, _QUEUE)
+            sub.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+            sub.setsockopt(zmq.SUBSCRIBE, self._topic.encode())
+            if self._bind:
+                sub.bind(self._endpoint)
+            else:
+                sub.connect(self._endpoint)
+            if self._replay:
+                await self._catch_up(0, None)  # what happened before we came
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, zmq.ZMQError):
+                raise EngineUnreachable(
+                    f"KV events at {self._endpoint}, {self._replay or 'without replay'}: {error}",
+                    engine=self._engine,
+                    remedy="check the endpoints of its --kv-events-config",
+                ) from error
+            raise
         return self
 
     async def __aexit__(
@@ -85,6 +106,7 @@ class KvEventStream:
         await self.close()
 
     async def close(self) -> None:
+        self._closed = True
         sub, self._sub = self._sub, None
         if sub is not None:
             sub.close(linger=0)
@@ -99,7 +121,15 @@ class KvEventStream:
         while not self._pending:
             if self._sub is None:
                 raise StopAsyncIteration
-            await self._take(await self._sub.recv_multipart())
+            try:
+                frames = await self._sub.recv_multipart()
+            except asyncio.CancelledError:
+                # Closing a socket cancels what waits for it. That is the end of the stream, not of the task.
+                task = asyncio.current_task()
+                if self._closed and not (task and task.cancelling()):
+                    raise StopAsyncIteration from None
+                raise
+            await self._take(frames)
         return self._pending.popleft()
 
     async def _take(self, frames: list[bytes]) -> None:

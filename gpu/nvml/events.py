@@ -18,7 +18,7 @@ from gpu.nvml.sampler import Nvml
 from gpu.nvml.types import Absent, DeviceInfo, GpuEvent, GpuEventKind, Why
 
 XID: Final = 0x8  # nvmlEventTypeXidCriticalError
-_SLICE_MSEC: Final = 250
+_SLICE_MSEC: Final = 500
 _RETRY_SECONDS: Final = 5.0
 _NO_INSTANCE: Final = 0xFFFFFFFF
 _MAX_QUEUED: Final = 1024
@@ -77,7 +77,7 @@ class EventWatcher:
         self._thread.start()
 
     async def close(self) -> None:
-        """Ends the thread (within a quarter of a second) and the iteration."""
+        """Ends the thread (within half a second) and the iteration."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -113,7 +113,7 @@ class EventWatcher:
                 self._set = None
                 self._binding = binding
             if binding is None:
-                return _RETRY_SECONDS / 10
+                return _RETRY_SECONDS
             if self._set is None and not self._register(binding):
                 return _RETRY_SECONDS
             data = binding.read("nvmlEventSetWait_v2", self._set, _SLICE_MSEC)

@@ -23,6 +23,7 @@ from gpu.nvml.gpm import ContextSwitchReader
 from gpu.nvml.types import (
     Absent,
     Availability,
+    ContextSwitches,
     DeviceInfo,
     DeviceSample,
     DeviceState,
@@ -154,6 +155,8 @@ class Nvml:
             with self.events_guard:
                 self._binding.read("nvmlShutdown")
                 self._binding = None
+                for device in self._devices:
+                    device.handle = None  # a handle of an earlier initialisation must not reach the library again
         finally:
             self.shutting.clear()
         self._state = CLOSED
@@ -198,7 +201,7 @@ class Nvml:
 
     def _context_switches(
         self, switches: ContextSwitchReader, device: Device, mig: tuple[MigInstance, ...] | Absent
-    ) -> Any:
+    ) -> tuple[ContextSwitches, ...] | Absent:
         supported = device.info.gpm_supported
         if isinstance(supported, Absent):
             return supported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpu.engines import Batch, Cleared, Gap, KvEventStream, KvIndex, KvUpdate, Removed, Restarted, Stored
 from gpu.engines.vllm_events import BadEvent, KvEvent, decode
-from gpu.errors import InvalidValue
+from gpu.errors import EngineUnreachable, InvalidValue
 
 needs_zmq = pytest.mark.skipif(importlib.util.find_spec("zmq") is None, reason="pyzmq is not installed (extra gpu)")
 
@@ -365,6 +366,57 @@ async def test_a_closed_stream_ends(publisher: Publisher) -> None:
         pass
     with pytest.raises(StopAsyncIteration):
         await anext(events)
+
+
+@needs_zmq
+async def test_closing_ends_whoever_waits_but_a_cancelled_waiter_is_cancelled(publisher: Publisher) -> None:
+    async def listen(events: KvEventStream) -> int:
+        return len([update async for update in events])
+
+    events = stream(publisher, replay=False)
+    await events.__aenter__()
+    await publisher.subscribed()
+    cancelled, listener = (asyncio.create_task(listen(events)) for _ in range(2))
+    await publisher.send(1.0, stored(1))
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    await events.close()
+    assert await listener <= 1
+
+
+@needs_zmq
+async def test_an_endpoint_that_cannot_be_opened(publisher: Publisher) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for bad in (
+            KvEventStream(f"tcp://127.0.0.1:{taken.getsockname()[1]}", engine="v", bind=True),
+            KvEventStream(publisher.endpoint, engine="v", replay="tcp://nonsense"),
+        ):
+            with pytest.raises(EngineUnreachable, match="engine v: KV events at"):
+                await bad.__aenter__()
+
+
+@needs_zmq
+async def test_an_engine_that_connects_to_us() -> None:
+    """What vLLM does with a plain tcp endpoint."""
+    import zmq
+    import zmq.asyncio
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    async with KvEventStream(f"tcp://127.0.0.1:{port}", engine="v", topic="kv", bind=True) as events:
+        with zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as pub:
+            # A bound SUB sends its subscription when its own side next calls into it: so somebody must be listening.
+            listener = asyncio.create_task(take(events, 1))
+            pub.connect(f"tcp://127.0.0.1:{port}")
+            assert await pub.recv() == b"\x01kv"
+            await pub.send_multipart([b"kv", (0).to_bytes(8, "big"), message(1.0, stored(1))])
+            assert seqs(await listener) == [0]
+
+
+def test_an_ipc_path_is_not_taken_from_the_engine() -> None:
+    with pytest.raises(InvalidValue, match="vLLM binds ipc endpoints itself"):
+        KvEventStream("ipc:///run/x/kv", engine="v", bind=True)
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://x", "/run/x.sock", "ipc://" + "x" * 300])

@@ -14,6 +14,7 @@ import pytest
 
 from gpu.engines import Answer, Capability, EngineConfig, EngineKind, KvRef, LlamaCpp, discover, make_engine
 from gpu.errors import EngineRefused, EngineUnreachable, InvalidValue, NotSupported
+from gpu.ledger import ContextSwitch, Dropped, KvLedger, Offloaded, Restored, SwitchKind, Turn
 from tests.support import tiny_gguf
 from tests.support.llamacpp import llamacpp
 
@@ -127,6 +128,42 @@ async def test_dropped_kv_is_computed_again(engine: LlamaCpp) -> None:
     dropped = await engine.drop(ref)
     assert dropped.tokens == held.tokens >= first["prompt_n"]
     assert (await complete(engine, ref))["prompt_n"] == first["prompt_n"]
+
+
+async def test_the_ledger_sees_what_the_server_did(engine: LlamaCpp) -> None:
+    """The ledger's reading of a turn, against the real numbers of kept, offloaded, dropped and silently evicted KV."""
+    book = KvLedger(bytes_per_token=tiny_gguf.KV_BYTES_PER_TOKEN)
+    ref, other = KvRef(session="mine", slot=0), KvRef(session="other", slot=0)
+
+    async def turn(at: int) -> list[SwitchKind]:
+        timings = await complete(engine, ref)
+        seen = book.apply(
+            "mine",
+            Turn(
+                at_nsec=at,
+                computed=timings["prompt_n"],
+                cached=timings["cache_n"],
+                generated=timings["predicted_n"],
+                seconds=timings["prompt_ms"] / 1000,
+            ),
+        )
+        return [one.kind for one in seen if isinstance(one, ContextSwitch)]
+
+    assert await turn(1) == []
+    assert await turn(2) == []  # kept
+    out = await engine.offload(ref)
+    book.apply("mine", Offloaded(at_nsec=3, why="test", tokens=out.tokens, bytes=out.bytes, seconds=out.seconds))
+    back = await engine.restore(ref)
+    book.apply("mine", Restored(at_nsec=4, why="test", tokens=back.tokens, bytes=back.bytes, seconds=back.seconds))
+    assert await turn(5) == []  # nothing was computed again
+    await engine.drop(ref)
+    book.apply("mine", Dropped(at_nsec=6, why="test"))
+    assert await turn(7) == [SwitchKind.RECOMPUTED]
+    await complete(engine, other, "Another agent's words, which share no beginning with the first. " * 9)
+    assert await turn(8) == [SwitchKind.RECOMPUTED]  # nobody told: the other session took the slot
+    found = book.session("mine")
+    assert found is not None
+    assert found.recomputed_tokens > 2 * 500
 
 
 async def test_restoring_what_was_never_saved_is_refused(engine: LlamaCpp) -> None:
