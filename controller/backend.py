@@ -173,7 +173,8 @@ class Backend(Protocol):
     def sample(self, refs: Sequence[CallRef], /, *, full: bool) -> Sampled:
         """``full`` False: CPU, memory and counters alone; what that leaves out is None and keeps its last value."""
 
-    def proof(self, ref: CallRef, /) -> KernelProof: ...
+    def proof(self, ref: CallRef, /, *, measured: bool = False) -> KernelProof:
+        """``measured``: ``usage`` has just been called, and what it read serves."""
     def adopt_leftovers(self, ref: CallRef, /) -> int:
         """Moves what still runs in the leaf to the session's ``left`` group. Returns how many processes."""
 

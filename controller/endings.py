@@ -173,9 +173,10 @@ class Endings:
         if not measured:
             try:
                 call.usage = shared.backend.usage(call.ref)
+                measured = True
             except ControllerError as err:
                 log.warning("a call's last reading failed; the last sample stands", call=call.id, error=str(err))
-        outcome = self._outcome(call, leftovers)
+        outcome = self._outcome(call, leftovers, measured=measured)
         call.outcome = outcome
         shared.meter.ended(call.tenant.name, outcome)
         call.tenant.running -= 1
@@ -185,8 +186,8 @@ class Endings:
         call.ended.set()
         self.on_settled(call)
 
-    def _outcome(self, call: Call, leftovers: int) -> Outcome:
-        proof = self._proof(call)
+    def _outcome(self, call: Call, leftovers: int, *, measured: bool) -> Outcome:
+        proof = self._proof(call, measured=measured)
         ended_at = now()
         wall = ended_at - call.begun_at
         told = explain(
@@ -211,8 +212,8 @@ class Endings:
             leftovers=leftovers,
         )
 
-    def _proof(self, call: Call) -> Proof:
-        kernel = self._shared.backend.proof(call.ref)
+    def _proof(self, call: Call, *, measured: bool) -> Proof:
+        kernel = self._shared.backend.proof(call.ref, measured=measured)
         return Proof(
             wait_status=call.wait_status,
             killed_as=call.killed_as,

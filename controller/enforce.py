@@ -228,7 +228,8 @@ class Enforcer(Groups):
         if self._kernel is not None:
             # a pass over the host's tasks is not needed for a leaf that has none
             counters = self._kernel.counters(leaf.cgroup_id, live=leaf.group.populated())
-        return usage_of(leaf.group.stat(), counters, self._parts)
+        leaf.stat = leaf.group.stat()
+        return usage_of(leaf.stat, counters, self._parts)
 
     def memory(self, ref: CallRef) -> int:
         return self._leaf(ref).group.fast_stat().memory_now or 0
@@ -251,13 +252,13 @@ class Enforcer(Groups):
             sampled.usage[ref.call_id] = usage_of(stat, self._round.get(leaf.cgroup_id), self._parts)
         return sampled
 
-    def proof(self, ref: CallRef) -> KernelProof:
+    def proof(self, ref: CallRef, *, measured: bool = False) -> KernelProof:
         """Whose limit it was: the group's whose own counter says that an allocation met it, from the leaf upwards."""
         leaf = self._leaves.get(ref.call_id)
         if leaf is None:
             return KernelProof()
         try:
-            stat = leaf.group.stat()
+            stat = leaf.stat if measured and leaf.stat is not None else leaf.group.stat()
         except CgroupFileError:
             return KernelProof()
         refused = 0

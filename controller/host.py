@@ -345,6 +345,10 @@ class Host:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
+    def peek(self, call_id: CallId) -> CallView:
+        """Live or recently ended, with its use as of the last sample."""
+        return self.registry.ended(call_id) or self.registry.call(call_id).view()
+
     def call(self, call_id: CallId) -> CallView:
         """Live or recently ended, with its use read now."""
         ended = self.registry.ended(call_id)

@@ -22,6 +22,7 @@ class Leaf:
     ref: CallRef
     group: Group
     cgroup_id: int
+    stat: GroupStat | None = None  # of the last time that all of it was read
 
 
 def first_to_go(pid: int) -> None:

@@ -66,6 +66,7 @@ class Session:
     managed: bool
     closed_at: float | None = None
     closing: bool = False
+    idle_since: float | None = None  # of one that the daemon opened: when its last call ended
     calls: dict[CallId, Call] = field(default_factory=dict)
 
     def view(self) -> SessionView:

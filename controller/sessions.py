@@ -36,6 +36,7 @@ from controller.shared import Shared
 log = structlog.get_logger("corral.sessions")
 
 _MAX_LABELS = 16
+_IDLE = 30.0  # seconds that a session opened by the daemon itself stays without a call
 _MAX_SESSIONS = 10_000
 
 
@@ -213,6 +214,11 @@ class Sessions:
     def close_if_idle(self, session: Session) -> None:
         """A session that the daemon opened by itself ends with its last call, unless that left processes behind."""
         if session.managed or session.calls or session.closing:
+            session.idle_since = None
+            return
+        if session.idle_since is None:
+            session.idle_since = now()  # the next call of the same user is often a moment away, and spares a session
+        if now() - session.idle_since < _IDLE:
             return
         if self._shared.backend.session_pids(session.tenant.id, session.id):
             return

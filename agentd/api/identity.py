@@ -172,7 +172,7 @@ class Access:
         """A call that lives or ended lately, if the caller may see it."""
         call_id: CallId = validate.call_id(given, field)
         try:
-            call = self._host.call(call_id)
+            call = self._host.peek(call_id)
         except NotFound:
             raise _no_call(given, field) from None
         if principal.kind is Kind.SESSION:

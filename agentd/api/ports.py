@@ -82,6 +82,9 @@ class HostPort(Protocol):
     def call(self, call_id: CallId) -> CallView:
         """A call that lives or ended lately."""
 
+    def peek(self, call_id: CallId) -> CallView:
+        """Likewise, with its use as of the last sample: nothing is read."""
+
     def session(self, session_id: SessionId) -> SessionView: ...
     def budgets(self, session_id: SessionId) -> list[Budget]: ...
     def authenticate(self, token: str) -> SessionView:

@@ -158,7 +158,7 @@ class RecordingBackend:
     def sample(self, refs: Sequence[CallRef], *, full: bool) -> Sampled:
         return Sampled({r.call_id: self.leaves[r.call_id].usage for r in refs if r.call_id in self.leaves})
 
-    def proof(self, ref: CallRef) -> KernelProof:
+    def proof(self, ref: CallRef, *, measured: bool = False) -> KernelProof:
         return self.leaves[ref.call_id].proof
 
     def adopt_leftovers(self, ref: CallRef) -> int:

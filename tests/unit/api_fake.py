@@ -198,6 +198,9 @@ class FakeHost:
             raise NotFound("the host knows no such call", field="call_id", value=call_id)
         return self.calls[call_id]
 
+    def peek(self, call_id: CallId) -> CallView:
+        return self.call(call_id)
+
     def session(self, session_id: SessionId) -> SessionView:
         if session_id not in self.sessions:
             raise NotFound("the host knows no such session", field="session_id", value=session_id)

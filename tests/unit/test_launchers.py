@@ -130,7 +130,7 @@ async def test_then_the_one_inside_which_it_runs(rig: Rig) -> None:
     assert rig.session_of(await rig.begin(STRANGER, session=inside)) == inside
 
 
-async def test_then_one_of_its_user_which_ends_with_its_calls(rig: Rig) -> None:
+async def test_then_one_of_its_user_which_ends_some_time_after_its_calls(rig: Rig) -> None:
     first = await rig.begin(ALICE)
     second = await rig.begin(ALICE)
     opened = rig.session_of(first)
@@ -139,6 +139,12 @@ async def test_then_one_of_its_user_which_ends_with_its_calls(rig: Rig) -> None:
     for call_id in (first, second):
         rig.backend.leaves[call_id].pids.clear()
         await rig.launchers.ended(call_id, 0, True)
+    session = rig.host.registry.sessions[opened]
+    rig.host.sessions.sweep()
+    assert opened in rig.host.registry.sessions, "its user's next call may come at once"
+    assert session.idle_since is not None
+    session.idle_since -= 3600
+    rig.host.sessions.sweep()
     assert opened not in rig.host.registry.sessions
 
 
