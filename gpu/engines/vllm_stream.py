@@ -29,8 +29,8 @@ class KvEventStream:
 
     :param endpoint: where the engine publishes (``ipc://…`` or ``tcp://…``)
     :param replay: its replay socket; "": there is none, so that what is lost stays lost
-    :param bind: bind instead of connecting: vLLM *connects* to a plain ``tcp://host:port``. Until the stream is iterated,
-        such an engine sends nothing: a bound SUB socket subscribes from within its own calls
+    :param bind: bind instead of connecting: vLLM *connects* to a plain ``tcp://host:port``. Until the stream is
+        iterated, such an engine sends nothing: a bound SUB socket subscribes from within its own calls
     :raises MissingPackage: pyzmq is not installed
     """
 
