@@ -51,7 +51,8 @@ def build(cache: Path, log: Log) -> Path:
         log.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
              "--no-deps", "--require-hashes", "--only-binary=:all:", "--python-version", GUEST_PYTHON,
-             "--implementation", "cp", "--no-compile", "--target", target, "-r", listing]
+             "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
+             "--no-compile", "--target", target, "-r", listing]
         )  # fmt: skip
         compile_all(target, log)
         pack(work / "root", work / "image", spare_mb=16, log=log)
@@ -70,7 +71,7 @@ def compile_all(directory: Path, log: Log) -> None:
     # "unchecked": whatever a copy does to the times of the files, the byte code is used
     log.run(
         [sys.executable, "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1), "--invalidation-mode",
-         "unchecked-hash", "-s", directory, "-x", r"/lib2to3/|bad_|/\.", directory]
+         "unchecked-hash", "-s", directory, directory]
     )  # fmt: skip
 
 
