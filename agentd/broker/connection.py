@@ -4,7 +4,7 @@
     NEW ──RESUME─▶ BUSY ──OK─────▶ RUNNING
     NEW ──OPEN, ENTER──▶ BUSY ──OPENED, OK──▶ NEW
 
-The loop calls ``_readable``; each request runs in one task. While one runs, what else comes is kept, up to a
+The loop calls ``readable``; a request that has to wait runs in a task. While one runs, what else comes is kept, up to a
 small bound (a launcher may send RESUME and END together). A refused request ends the connection.
 """
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 
 from agentd import wire
+from agentd.broker.eager import start
 from agentd.broker.peer import Peer, close_all, is_still_peer, passed_descriptors, pid_of_pidfd
 from controller.model import ControllerError, InvalidRequest, Refused
 
@@ -87,7 +88,7 @@ class Connection:
         self._acted = False
         self._gone = False
         self._backlog: deque[tuple[bytes, int | None]] = deque()
-        loop.add_reader(sock.fileno(), self._readable)
+        loop.add_reader(sock.fileno(), self.readable)
 
     # --- the Link
 
@@ -151,7 +152,7 @@ class Connection:
 
     # --- in
 
-    def _readable(self) -> None:
+    def readable(self) -> None:
         for _ in range(_BURST):
             if self._state is _State.CLOSED:
                 return
@@ -211,10 +212,13 @@ class Connection:
         else:
             self._broker.heard(self)
             self._state = _State.BUSY
-            self._task = task = self._loop.create_task(self._run(request))
-            if fd is not None:
-                # not in _run: a task that is cancelled before its first step never runs its "finally"
-                task.add_done_callback(lambda _: close_all([fd]))
+            task = start(self._run(request), self._loop)
+            descriptors = [] if fd is None else [fd]
+            if task is None:
+                close_all(descriptors)
+            else:
+                self._task = task
+                task.add_done_callback(lambda _: close_all(descriptors))
 
     def _request(self, message: wire.Message, fd: int | None) -> _Request:
         """The work that ``message`` asks for. Raises _ProtocolError where it is out of turn or lacks its pidfd."""
