@@ -80,6 +80,8 @@ class LlamaCpp(Engine):
     def __init__(self, name: str, client: HttpClient, *, bytes_per_token: int | None = None) -> None:
         super().__init__(name, client)
         self._bytes_per_token = bytes_per_token
+        # Slots that we filled from a file: the server shows their tokens only once a request has run in them.
+        self._restored: dict[int, str] = {}
 
     async def _probe(self) -> EngineInfo:
         props = await self._optional("/props")
@@ -192,14 +194,26 @@ class LlamaCpp(Engine):
         return KvMoved(tokens=slot.tokens, bytes=size)
 
     async def offload(self, ref: KvRef) -> KvMoved:
-        """Save the slot to a file, then erase it. If the erase fails, the KV is in both places and nothing is lost."""
+        """Save the slot to a file, then erase it. If the erase fails, the KV is in both places and nothing is lost.
+
+        Waits for a request that runs in the slot. An empty slot is refused: saving it (a second time, say) would
+        overwrite the session's file with nothing.
+
+        :raises InvalidValue: no such slot, or it is empty
+        """
         begun = time.monotonic()
-        await self._known(ref)
+        slot = await self._known(ref)
+        if slot.tokens == 0 and not slot.busy and self._restored.get(slot.id) != ref.session:
+            raise InvalidValue(
+                f"engine {self.name}: slot {slot.id} holds no KV that could be offloaded for session {ref.session}",
+                remedy="see whether it was offloaded already, or another slot is its own",
+            )
         saved = await self._act(ref, "save", _Saved, Capability.OFFLOAD, body={"filename": file_name(ref.session)})
         if saved.n_saved > 0 and self._bytes_per_token is None:
             # The file has a small header, and the token ids; the remainder is KV.
             self._bytes_per_token = saved.n_written // saved.n_saved
         await self._act(ref, "erase", _Erased, Capability.DROP)
+        self._restored.pop(slot.id, None)
         return KvMoved(tokens=saved.n_saved, bytes=saved.n_written, seconds=time.monotonic() - begun)
 
     async def restore(self, ref: KvRef) -> KvMoved:
@@ -207,15 +221,17 @@ class LlamaCpp(Engine):
         :raises EngineRefused: the session was never saved here, or the slot has less context than it needs
         """
         begun = time.monotonic()
-        await self._known(ref)
+        slot = await self._known(ref)
         body = {"filename": file_name(ref.session)}
         restored = await self._act(ref, "restore", _Restored, Capability.RESTORE, body=body)
+        self._restored[slot.id] = ref.session
         return KvMoved(tokens=restored.n_restored, bytes=restored.n_read, seconds=time.monotonic() - begun)
 
     async def drop(self, ref: KvRef) -> KvMoved:
         begun = time.monotonic()
-        await self._known(ref)
+        slot = await self._known(ref)
         erased = await self._act(ref, "erase", _Erased, Capability.DROP)
+        self._restored.pop(slot.id, None)
         size = None if self._bytes_per_token is None else erased.n_erased * self._bytes_per_token
         return KvMoved(tokens=erased.n_erased, bytes=size, seconds=time.monotonic() - begun)
 

@@ -39,9 +39,9 @@ async def engine(model: Path, tmp_path: Path) -> AsyncIterator[LlamaCpp]:
         await made.close()
 
 
-async def complete(engine: LlamaCpp, ref: KvRef, prompt: str = PROMPT) -> dict[str, Any]:
+async def complete(engine: LlamaCpp, ref: KvRef, prompt: str = PROMPT, *, generate: int = 2) -> dict[str, Any]:
     """One turn, as an agent's request that carries the adapter's fields. Returns the server's timings."""
-    body = {"prompt": prompt, "n_predict": 2, "temperature": 0, "ignore_eos": True, **engine.request_fields(ref)}
+    body = {"prompt": prompt, "n_predict": generate, "temperature": 0, "ignore_eos": True, **engine.request_fields(ref)}
     request = urllib.request.Request(  # noqa: S310  # our own server, over http
         (await engine.info()).url + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -102,6 +102,52 @@ async def test_offloaded_kv_comes_back_in_another_slot_without_prefill(engine: L
     turn = await complete(engine, elsewhere)
     assert turn["prompt_n"] <= 1 + 1  # the last token is always computed
     assert turn["cache_n"] >= first["prompt_n"] - 2
+
+
+async def test_an_empty_slot_does_not_overwrite_what_was_saved(engine: LlamaCpp) -> None:
+    ref = KvRef(session="s", slot=0)
+    with pytest.raises(InvalidValue, match="holds no KV"):
+        await engine.offload(ref)
+    await complete(engine, ref)
+    out = await engine.offload(ref)
+    with pytest.raises(InvalidValue, match="offloaded already"):
+        await engine.offload(ref)
+    assert (await engine.restore(ref)).tokens == out.tokens
+    # Out again before a turn has run: the server shows no tokens in the slot, and yet they are there.
+    assert (await engine.offload(ref)).tokens == out.tokens
+    assert (await engine.restore(ref)).tokens == out.tokens
+    await engine.drop(ref)
+    with pytest.raises(InvalidValue, match="holds no KV"):
+        await engine.offload(ref)
+
+
+async def test_a_slot_that_is_busy_is_offloaded_when_its_request_is_done(engine: LlamaCpp) -> None:
+    ref = KvRef(session="s", slot=1)
+    running = asyncio.create_task(complete(engine, ref, generate=600))
+    while not (await engine.slots())[1].busy:
+        if running.done():  # over before we looked: once more
+            await running
+            running = asyncio.create_task(complete(engine, ref, generate=600))
+    out = await engine.offload(ref)
+    timings = await running
+    assert out.tokens is not None
+    assert out.tokens >= timings["prompt_n"] + timings["predicted_n"] - 1
+
+
+async def test_a_session_too_long_for_the_slot_is_refused_and_the_file_stays(model: Path, tmp_path: Path) -> None:
+    ref = KvRef(session="s", slot=0)
+    async with llamacpp(model, tmp_path, context=4096) as url:
+        engine = make_engine(EngineConfig(name="large", url=url), EngineKind.LLAMACPP)
+        assert isinstance(engine, LlamaCpp)
+        await complete(engine, ref)
+        out = await engine.offload(ref)
+        async with llamacpp(model, tmp_path, context=512) as narrow:
+            small = make_engine(EngineConfig(name="small", url=narrow), EngineKind.LLAMACPP)
+            with pytest.raises(EngineRefused, match="No available space"):
+                await small.restore(ref)
+            await small.close()
+        assert (await engine.restore(ref)).tokens == out.tokens
+        await engine.close()
 
 
 async def test_a_saved_slot_survives_a_restart_of_the_server(model: Path, tmp_path: Path) -> None:
@@ -204,6 +250,8 @@ async def test_a_server_that_saves_no_slots(model: Path) -> None:
             Answer.NO,
             "it does not save slots: start it with --slot-save-path DIRECTORY",
         )
+        assert isinstance(found.engine, LlamaCpp)
+        await complete(found.engine, KvRef(session="s", slot=0))
         with pytest.raises(NotSupported, match="--slot-save-path"):
             await found.engine.offload(KvRef(session="s", slot=0))
         await found.engine.close()
