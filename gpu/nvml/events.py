@@ -53,10 +53,13 @@ class EventWatcher:
     """Events of all devices of ``nvml``. ``async for event in watcher``, between ``start`` and ``close``.
 
     The queue is bounded: past 1,024 unread events the oldest go, and ``dropped`` counts them.
+
+    :param retry_seconds: how long to wait where events cannot be had
     """
 
-    def __init__(self, nvml: Nvml) -> None:
+    def __init__(self, nvml: Nvml, *, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._nvml = nvml
+        self._retry = retry_seconds
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,9 +116,9 @@ class EventWatcher:
                 self._set = None
                 self._binding = binding
             if binding is None:
-                return _RETRY_SECONDS
+                return self._retry
             if self._set is None and not self._register(binding):
-                return _RETRY_SECONDS
+                return self._retry
             data = binding.read("nvmlEventSetWait_v2", self._set, _SLICE_MSEC)
         if not isinstance(data, Absent):
             self._deliver(self._event(data))
@@ -128,7 +131,7 @@ class EventWatcher:
         # A set with a lost device fails at once, for ever: it is made anew, without that device.
         with self._nvml.events_guard:
             self._free()
-        return _RETRY_SECONDS
+        return self._retry
 
     def _register(self, binding: Binding) -> bool:
         made = binding.read("nvmlEventSetCreate")

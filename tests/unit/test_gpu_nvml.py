@@ -323,7 +323,7 @@ def test_xid_events_name_the_device(fake: Fake) -> None:
     scenario = (
         TWO + f"event 1 79 {NO_INSTANCE} {NO_INSTANCE}\nevent 0 31 2 0\nevent 0 9999 {NO_INSTANCE} {NO_INSTANCE}\n"
     )
-    one, two, three = fake.events(scenario, 3)
+    one, two, three = fake.events(scenario, expected=3)
     assert (one["kind"], one["uuid"], one["xid"], one["gpu_instance_id"]) == ("xid", "GPU-bbbb", 79, None)
     assert "fallen off the bus" in one["meaning"]
     assert (two["uuid"], two["xid"], two["gpu_instance_id"], two["compute_instance_id"]) == ("GPU-aaaa", 31, 2, 0)
@@ -331,8 +331,15 @@ def test_xid_events_name_the_device(fake: Fake) -> None:
 
 
 def test_a_lost_gpu_at_the_event_source_is_an_event(fake: Fake) -> None:
-    (event,) = fake.events(ONE + "error * nvmlEventSetWait_v2 15\n", 1)
+    (event,) = fake.events(ONE + "error * nvmlEventSetWait_v2 15\n", expected=1)
     assert (event["kind"], event["uuid"], event["xid"]) == ("lost", None, 0)
+
+
+def test_events_go_on_after_nvml_was_initialised_anew(fake: Fake) -> None:
+    """A lost device makes the sampler shut NVML down and open it again, under a thread that waits for events."""
+    event = f"event 0 48 {NO_INSTANCE} {NO_INSTANCE}\n"
+    (one,) = fake.events(ONE, ONE + "error 0 * 15\n", ONE, ONE + event, expected=1, rescan_seconds=0.0)
+    assert (one["uuid"], one["xid"]) == ("GPU-aaaa", 48)
 
 
 def test_bindings_stay_unloaded_until_a_sample_is_asked_for() -> None:

@@ -49,10 +49,14 @@ def sample(request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def events(request: dict[str, Any]) -> dict[str, Any]:
-    nvml = Nvml()
+    """Watches while the scenarios are played, each with a sample; collects the events that are expected."""
+    nvml = Nvml(rescan_seconds=request["rescan_seconds"])
     await nvml.sample()
-    watcher = EventWatcher(nvml)
+    watcher = EventWatcher(nvml, retry_seconds=0.05)
     watcher.start()
+    for scenario in request["scenarios"][1:]:
+        Path(os.environ["CORRAL_FAKE_NVML"]).write_text(scenario)
+        await nvml.sample()
     found: list[GpuEvent] = []
     async for event in watcher:
         found.append(event)

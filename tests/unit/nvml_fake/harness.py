@@ -60,9 +60,9 @@ class Fake:
         """As ``sample``, with the devices, usage by pid between the first and last sample, and NVML's call count."""
         return self._run("sample", scenarios, rescan_seconds)
 
-    def events(self, scenario: str, expected: int) -> list[dict[str, Any]]:
-        """The first ``expected`` events."""
-        events: list[dict[str, Any]] = self._run("events", (scenario,), 3600.0, expected)["events"]
+    def events(self, *scenarios: str, expected: int, rescan_seconds: float = 3600.0) -> list[dict[str, Any]]:
+        """The first ``expected`` events, while the scenarios are played."""
+        events: list[dict[str, Any]] = self._run("events", scenarios, rescan_seconds, expected)["events"]
         return events
 
     def _run(self, mode: str, scenarios: tuple[str, ...], rescan: float, expected: int = 0) -> dict[str, Any]:
