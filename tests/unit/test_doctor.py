@@ -23,7 +23,7 @@ EXPECTED = [
     *("cgroup", "pidfd", "corral-exec", "root", "psi", "meminfo"),
     *("memory controller", "cpu controller", "pids controller", "io controller"),
     *("memory.high", "memory.low", "memory.peak", "cgroup.freeze", "cgroup.kill", "cgroup attributes"),
-    *("psi per cgroup", "inotify watches", "open files", "state directory"),
+    *("psi per cgroup", "favordynmods", "inotify watches", "open files", "state directory"),
 ]
 LAST = ["process connector", "taskstats", "systemd", "docker", "nvidia", "bcc"]
 
