@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,8 @@ from tests.lab.tools.host import environment
 
 TIMED_OUT: Final = 124  # as timeout(1)
 CONSOLE_TAIL: Final = 30  # lines
-START, END = b"@@lab-start", b"@@lab-end"
+MARK: Final = b"@@lab-"
+START, END = MARK + b"start", MARK + b"end"
 # A named model, so that the guest is the same everywhere; without what TCG cannot emulate, which it would warn of.
 CPU: Final = "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"
 # No initramfs: nvme and ext4 are built into Debian's cloud kernels. Time-outs of hardware watchdogs mean nothing here.
@@ -102,14 +104,14 @@ def run(machine: Machine, *, timeout: float, temporary: Path, output: Callable[[
     reader.start()
     try:
         assert qemu.stdout is not None
-        for line in iter(qemu.stdout.readline, b""):
-            if line.startswith(START):
+        for piece in pieces(qemu.stdout.fileno()):
+            if piece.startswith(START):
                 times.started = True
                 times.boot = time.monotonic() - times.begun
-            elif line.startswith(END):
+            elif piece.startswith(END):
                 times.command = time.monotonic() - times.begun - times.boot
             else:
-                output(line)
+                output(piece)
         status = qemu.wait()
     except BaseException:
         qemu.kill()
@@ -118,7 +120,10 @@ def run(machine: Machine, *, timeout: float, temporary: Path, output: Callable[[
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, previous)
-    reader.join(5)
+        reader.join()  # its end of the pipe is closed: the process has ended
+        for stream in (qemu.stdout, qemu.stderr):
+            if stream is not None:
+                stream.close()
     if not times.started:
         why = f"not within {timeout:g} s" if times.timed_out else f"qemu ended with status {status}"
         said = b"".join(complaint).decode("utf-8", "replace").strip()
@@ -127,6 +132,21 @@ def run(machine: Machine, *, timeout: float, temporary: Path, output: Callable[[
             f"its console ends with:\n{console_tail(machine.console)}"
         )
     return times
+
+
+def pieces(descriptor: int) -> Iterator[bytes]:
+    """What comes, as soon as it comes (a test run's dots have no line ends); lines that may be our marks only whole."""
+    held, fresh = b"", True  # fresh: at the beginning of a line
+    while data := os.read(descriptor, 65536):
+        for part in data.splitlines(keepends=True):
+            held += part
+            if fresh and not held.endswith(b"\n") and (held.startswith(MARK) or MARK.startswith(held)):
+                continue
+            yield held
+            fresh = held.endswith(b"\n")
+            held = b""
+    if held:
+        yield held
 
 
 def console_tail(path: Path) -> str:
