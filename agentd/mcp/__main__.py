@@ -1,0 +1,5 @@
+import sys
+
+from agentd.mcp.main import main
+
+sys.exit(main())
