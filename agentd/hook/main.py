@@ -21,7 +21,7 @@ DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 USAGE: Final = """\
 usage: corral-hook [--agent claude|codex|vscode|openhands]   answer one event of a hook (JSON on stdin)
        corral-hook wrap COMMAND                              print COMMAND as the hook would rewrite it
-       corral-hook exec COMMAND                              run COMMAND that way (for CLAUDE_CODE_SHELL_PREFIX)
+       corral-hook -c COMMAND                                be a shell: run COMMAND, the whole of it as one call
 
 Put it into an agent's hooks PreToolUse, PostToolUse and, where there is one, PostToolUseFailure: docs/integrations.md.
 """
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(1, USAGE)
         return 0
     try:
-        if words[:1] in (["wrap"], ["exec"]) and len(words) == 2:
+        if words[:1] in (["wrap"], ["-c"]) and len(words) == 2:
             return _wrap_by_hand(words[0], words[1])
         agent = _agent(words)
         return _answer(agent, _read_event())
@@ -136,7 +136,7 @@ def told(outcome: dict[str, Any], response: object) -> str:
 
 
 def _wrap_by_hand(verb: str, command: str) -> int:
-    """``wrap`` and ``exec``. A command that is not wrapped runs in the shell as it is."""
+    """``wrap`` and ``-c``. A command that is not wrapped runs in the shell as it is."""
     from agentd.hook.rewrite import worth_wrapping, wrap, wrapped_argv
 
     line, argv = command, ["bash", "-c", command]
@@ -150,7 +150,7 @@ def _wrap_by_hand(verb: str, command: str) -> int:
             line, argv = wrap(command, found), wrapped_argv(command, found)
     except Exception as err:  # as in main
         _say(f"{str(err) or type(err).__name__}; the command runs unchanged")
-    if verb == "exec":
+    if verb == "-c":
         os.execvp(argv[0], argv)  # noqa: S606 - what the agent asked for
     _write(1, line + "\n")
     return 0

@@ -107,17 +107,17 @@ async def test_a_command_of_an_agent(bench: Bench, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run" / "corral-hook").iterdir()] == ["last-default"]
 
 
-async def test_the_shell_prefix_runs_the_whole_line_as_one_call(bench: Bench, tmp_path: Path) -> None:
+async def test_as_a_shell_it_runs_the_whole_line_as_one_call(bench: Bench, tmp_path: Path) -> None:
     agent = Agent(tmp_path, {"CORRAL_SOCKET": str(bench.path)})
     line = f"cd /tmp && eval 'python3 -c \"print(1)\"' && pwd -P >| {tmp_path}/cwd"
-    code, out, err = await agent._run(sys.executable, "-m", "agentd.hook", "exec", line)
+    code, out, err = await agent._run(sys.executable, "-m", "agentd.hook", "-c", line)
     assert (code, out, err) == (0, b"1\n", b"")
     assert (tmp_path / "cwd").read_text() == "/tmp\n"
     begin = bench.handler.begins[0][1]
     assert begin.argv == ("bash", "-c", line)
     assert (begin.intent.tool, begin.intent.call_class) == ("python3", "script")
     await bench.stop_serving()
-    code, out, err = await agent._run(sys.executable, "-m", "agentd.hook", "exec", "echo on; exit 5")
+    code, out, err = await agent._run(sys.executable, "-m", "agentd.hook", "-c", "echo on; exit 5")
     assert (code, out) == (5, b"on\n")
     assert b"UNCONTROLLED" in err or b"no daemon" in err
 
