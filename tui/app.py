@@ -71,7 +71,6 @@ class CorralApp(App[None]):
                 self.layout = Layout.load(state)
             except LayoutError as err:
                 self._trouble = str(err)
-        self._drawn = -1
         self._drawing = False
 
     def on_mount(self) -> None:
@@ -80,7 +79,7 @@ class CorralApp(App[None]):
         self.push_screen(HostPage())
         self.run_worker(self._follow(), name="follow", exit_on_error=True)
         # The age of "away since" grows while nothing comes.
-        self.set_interval(1.0, self.draw)
+        self.set_interval(1.0, self._draw_lines)
         self.set_interval(TICK, self._tick)
         if self._trouble:
             self.notify(self._trouble, severity="warning", markup=False)
@@ -119,6 +118,11 @@ class CorralApp(App[None]):
         page = self.screen
         if isinstance(page, Page):
             page.draw()
+
+    def _draw_lines(self) -> None:
+        page = self.screen
+        if isinstance(page, Page):
+            page.draw_lines()
 
     # --- pages
 
@@ -355,26 +359,32 @@ def _outermost(rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
-def run(target: str, *, interval: float = 1.0, read_only: bool = False, begin: str = "") -> None:
+def run(target: str, *, interval: float = 1.0, read_only: bool = False, begin: str = "") -> int:
     """The dashboard of the daemon at ``target`` ("unix:/path" or "HOST:PORT"), until it is quit. ``begin``: the moment
-    to start at, as an operator writes it. Raises DashboardError where it cannot even try."""
+    to start at, as an operator writes it. Gives an exit status: 0, or 1 when it failed. Raises DashboardError
+    where it cannot even try."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write its own view of things over the screen
     _check_begin(begin)
     try:
         source = LiveSource(target, interval=interval)
     except SourceError as err:
         raise DashboardError(str(err)) from None
-    CorralApp(source, read_only=read_only, state=default_path(), begin=begin).run()
+    return _shown(CorralApp(source, read_only=read_only, state=default_path(), begin=begin))
 
 
-def replay(path: Path, *, begin: str = "") -> None:
+def replay(path: Path, *, begin: str = "") -> int:
     """The recording ``path``, until it is quit. Raises DashboardError."""
     _check_begin(begin)
     try:
         source = FileSource(path)
     except SourceError as err:
         raise DashboardError(str(err)) from None
-    CorralApp(source, state=default_path(), begin=begin).run()
+    return _shown(CorralApp(source, state=default_path(), begin=begin))
+
+
+def _shown(app: CorralApp) -> int:
+    app.run()
+    return app.return_code or 0
 
 
 def _check_begin(begin: str) -> None:

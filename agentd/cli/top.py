@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from agentd.cli.context import Context
-from agentd.cli.errors import EXIT_OK, UsageError
+from agentd.cli.errors import UsageError
 
 
 def top(context: Context) -> int:
@@ -24,11 +24,9 @@ def top(context: Context) -> int:
     args = context.args
     try:
         if args.replay:
-            replay(Path(args.replay), begin=args.at)
-        else:
-            # No connection is tried here: the dashboard itself says since when the daemon is away, and comes back.
-            target = parse_target(context.api).uri
-            run(target, interval=args.interval, read_only=args.read_only, begin=args.at)
+            return replay(Path(args.replay), begin=args.at)
+        # No connection is tried here: the dashboard itself says since when the daemon is away, and comes back.
+        target = parse_target(context.api).uri
+        return run(target, interval=args.interval, read_only=args.read_only, begin=args.at)
     except DashboardError as err:
         raise UsageError(str(err)) from None
-    return EXIT_OK

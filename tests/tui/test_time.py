@@ -78,7 +78,7 @@ async def test_the_keys_of_time() -> None:
         await press(pilot, "comma")
         assert app.player.in_past
         await press(pilot, "full_stop", "n", "p", "p")
-        assert not app.player.in_past
+        assert "paused" not in shown(app, "#state")
     assert fixture.acted == []
 
 

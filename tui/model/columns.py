@@ -332,9 +332,7 @@ def fit(names: Sequence[str], width: int) -> list[Placed]:
     while needed(chosen) > width and any(column.rank for column in chosen):
         chosen.remove(max(chosen, key=lambda column: column.rank))
     spare = max(0, width - needed(chosen))
-    # "who" is what people read first: it gets a part of the spare room before the command takes the rest
-    growing = {"who": min(14, spare // 4)} if any(c.name == COMMAND for c in chosen) else {"who": spare}
-    rest = spare - sum(growing.values())
-    if any(column.name == COMMAND for column in chosen):
-        growing[COMMAND] = rest
+    # names and reasons are what people read first: they get a part of the spare room before the command takes the rest
+    growing = {COMMAND: 0, "who": min(14, spare // 4), "state": min(4, spare // 8)}
+    growing[COMMAND if any(column.name == COMMAND for column in chosen) else "who"] += spare - sum(growing.values())
     return [Placed(column, column.width + growing.get(column.name, 0)) for column in chosen]

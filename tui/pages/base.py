@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 Note = tuple[str, str]  # text, style
 
 
+def put(widget: Static, text: Text) -> None:
+    """Shows ``text`` if it is another one: a widget of fixed height, so that nothing has to be laid out anew."""
+    if widget.content != text:
+        widget.update(text, layout=False)
+
+
 class Page(Screen[None]):
     """``draw`` is called when the board has changed, at most some times a second, and when time passes."""
 
-    CSS = """
+    DEFAULT_CSS = """
     .line { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #host { background: $panel; }
     #crumbs { color: $foreground; }
@@ -65,16 +71,21 @@ class Page(Screen[None]):
     # --- drawing
 
     def draw(self) -> None:
+        if self.draw_lines():
+            self.draw_body()
+
+    def draw_lines(self) -> bool:
+        """The lines above the body alone. False: the page is not there yet, or is being taken down."""
         if not self.is_mounted or not self.query("#host"):
-            return  # not there yet, or being taken down
+            return False
         app = self.corral
-        self.query_one("#host", Static).update(host_line(self.board, app.source.name, self.size.width - 2))
+        put(self.query_one("#host", Static), host_line(self.board, app.source.name, self.size.width - 2))
         state = state_line(self.board, now=app.clock(), time_words=app.player.words)
         shown = self.query_one("#state", Static)
         shown.display = bool(state)
-        shown.update(state)
-        self.query_one("#crumbs", Static).update(self._crumbs())
-        self.draw_body()
+        put(shown, state)
+        put(self.query_one("#crumbs", Static), self._crumbs())
+        return True
 
     def draw_body(self) -> None:
         raise NotImplementedError

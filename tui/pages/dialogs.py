@@ -11,17 +11,19 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Input, Label, SelectionList, Static
+from textual.widgets import Input, Label, OptionList, Static
+from textual.widgets.option_list import Option
 
 from tui.keys import help_lines
-from tui.model.columns import COLUMNS
+from tui.model.columns import COLUMNS, Column
 
 
 class Confirm(ModalScreen[bool]):
     """A question that only y answers with yes."""
 
-    CSS = """
+    DEFAULT_CSS = """
     Confirm { align: center middle; }
+    Confirm Label { width: 100%; }
     Confirm > Vertical {
         width: 68; max-width: 90%; height: auto;
         border: thick $error; padding: 1 2; background: $surface;
@@ -48,8 +50,9 @@ class Confirm(ModalScreen[bool]):
 class Ask(ModalScreen[str | None]):
     """One line of text. ``check`` raises ValueError with the words that are shown while the text is not right."""
 
-    CSS = """
+    DEFAULT_CSS = """
     Ask { align: center middle; }
+    Ask Label { width: 100%; }
     Ask > Vertical {
         width: 68; max-width: 90%; height: auto;
         border: thick $primary; padding: 0 1; background: $surface;
@@ -86,46 +89,58 @@ class Ask(ModalScreen[str | None]):
 
 
 class Columns(ModalScreen[tuple[str, ...] | None]):
-    """Which columns are shown. What has no room on the screen gives way by itself."""
+    """Which columns are shown. What has no room on the screen gives way by itself.
 
-    CSS = """
+    Not Textual's SelectionList: it tells what is chosen by colour alone."""
+
+    DEFAULT_CSS = """
     Columns { align: center middle; }
     Columns > Vertical {
         width: 76; max-width: 95%; height: 90%;
         border: thick $primary; background: $surface;
     }
-    Columns SelectionList { height: 1fr; border: none; }
+    Columns OptionList { height: 1fr; border: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "choose"),
         Binding("escape,c", "done", "done"),
         Binding("q", "leave", "leave"),
     ]
 
     def __init__(self, chosen: Sequence[str]) -> None:
         super().__init__()
-        self._chosen = chosen
+        self._chosen = {name for name, column in COLUMNS.items() if name in chosen or not column.rank}
 
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Label("columns: space or click chooses, esc takes them, q leaves it as it was")
-            choices = [
-                (Text(f"{column.title:15} {column.words}"), column.name, column.name in self._chosen)
-                for column in COLUMNS.values()
-                if column.rank
-            ]
-            yield SelectionList[str](*choices)
+            yield OptionList(*(Option(self._line(column), id=name) for name, column in COLUMNS.items() if column.rank))
+
+    def _line(self, column: Column) -> Text:
+        mark = "[x]" if column.name in self._chosen else "[ ]"
+        return Text(f"{mark} {column.title:15} {column.words}", no_wrap=True, overflow="ellipsis")
+
+    def action_mark(self) -> None:
+        self.query_one(OptionList).action_select()
+
+    @on(OptionList.OptionSelected)
+    def toggled(self, event: OptionList.OptionSelected) -> None:
+        name = event.option.id
+        if name is not None:
+            self._chosen ^= {name}
+            self.query_one(OptionList).replace_option_prompt(name, self._line(COLUMNS[name]))
 
     def action_done(self) -> None:
-        chosen = self.query_one(SelectionList).selected
-        self.dismiss(tuple(name for name, column in COLUMNS.items() if name in chosen or not column.rank))
+        self.dismiss(tuple(name for name in COLUMNS if name in self._chosen))
 
     def action_leave(self) -> None:
         self.dismiss(None)
 
 
 class Export(ModalScreen[str | None]):
-    CSS = """
+    DEFAULT_CSS = """
     Export { align: center middle; }
+    Export Label { width: 100%; }
     Export > Vertical {
         width: 60; max-width: 90%; height: auto;
         border: thick $primary; padding: 1 2; background: $surface;
@@ -154,7 +169,7 @@ class Export(ModalScreen[str | None]):
 class Help(ModalScreen[None]):
     """All keys, from the table that the bindings are made of."""
 
-    CSS = """
+    DEFAULT_CSS = """
     Help { align: center middle; }
     Help > VerticalScroll {
         width: 90; max-width: 95%; height: 90%;

@@ -29,7 +29,7 @@ WINDOW: Final = 3600.0  # seconds of a session that the line of time shows at mo
 class GroupPage(ScrollPage):
     """Text above, a table below; enter opens the row."""
 
-    CSS = """
+    DEFAULT_CSS = """
     #page { height: auto; max-height: 60%; padding: 0 1; scrollbar-size-vertical: 1; }
     #inside { height: 1fr; border-top: solid $panel; }
     """

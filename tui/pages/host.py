@@ -16,7 +16,8 @@ from tui.model.columns import COLUMNS
 from tui.model.filters import Filter
 from tui.model.lines import counts, decision_line
 from tui.model.rows import Row, Wanted, build
-from tui.pages.base import Note, Page
+from tui.model.text import clean
+from tui.pages.base import Note, Page, put
 from tui.widgets.treetable import TreeTable
 
 NOTHING: Final = "nothing is running; try: corral run -- true"
@@ -25,9 +26,11 @@ WAITING: Final = "waiting for the daemon"
 
 
 class HostPage(Page):
-    CSS = """
+    DEFAULT_CSS = """
     #calls { height: 1fr; }
-    #nothing { height: 1fr; content-align: center middle; color: $text-muted; display: none; }
+    #nothing {
+        height: 1fr; padding: 0 4; content-align: center middle; text-align: center; color: $text-muted; display: none;
+    }
     #ticker { height: 6; border-top: solid $panel; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #filter { display: none; height: 1; border: none; padding: 0 1; }
     """
@@ -37,6 +40,7 @@ class HostPage(Page):
         super().__init__()
         self._filter = Filter()
         self._folded: set[str] = set()
+        self._ticker_lines = 0
 
     def body(self) -> Iterable[Widget]:
         yield TreeTable(names=self.corral.layout.columns, id="calls")
@@ -72,17 +76,24 @@ class HostPage(Page):
         nothing = self.query_one("#nothing", Static)
         nothing.display = not rows
         if not rows:
-            waiting = self.board.at is None
-            nothing.update(WAITING if waiting else NO_MATCH if self._filter.active else NOTHING)
+            nothing.update(self._why_nothing())
         self._draw_ticker()
+
+    def _why_nothing(self) -> str:
+        board = self.board
+        if board.at is None:
+            away = board.away
+            return f"{WAITING}\n\n{clean(away.cause)}" if away is not None else WAITING
+        return NO_MATCH if self._filter.active else NOTHING
 
     def _draw_ticker(self) -> None:
         ticker = self.query_one("#ticker", Static)
         lines = 6 if self.size.height >= 40 else 4 if self.size.height >= 24 else 2
-        ticker.styles.height = lines
+        if self._ticker_lines != lines:
+            ticker.styles.height = self._ticker_lines = lines
         newest = list(self.board.decisions)[-(lines - 1) :]
         told = [decision_line(decision, self.board) for decision in newest]
-        ticker.update(Text("\n", no_wrap=True, end="").join(told) if told else Text("nothing was decided", "dim"))
+        put(ticker, Text("\n", no_wrap=True, end="").join(told) if told else Text("nothing was decided", "dim"))
 
     def crumbs(self) -> list[str]:
         return ["host"]

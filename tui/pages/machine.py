@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,15 +13,13 @@ from tui.model import details
 from tui.model.text import clean
 from tui.pages.scroll import ScrollPage
 
-NO_GPU: Final = (
-    "This daemon reports no GPU and no inference engine.",
-    "",
-    "Devices   come from NVML: the host needs NVIDIA's driver (nvidia-smi works), and agentd must be allowed to open",
-    "          /dev/nvidiactl. Restart agentd after the driver was installed.",
-    "Engines   (llama.cpp, vLLM, SGLang) are named in agentd's configuration; it has no section for them yet in this",
-    "          version. Check a configuration with: corral config check",
-    "Sessions  appear here by KV residency once their calls declare an engine and a conversation:",
-    "          corral run --engine NAME --conversation ID -- COMMAND",
+NO_GPU: Final = "This daemon reports no GPU and no inference engine. To see them here:"
+# what, and what has to be there
+WANTED: Final = (
+    ("devices", "NVIDIA's driver on this host (nvidia-smi works); restart agentd after it was installed"),
+    ("engines", "llama.cpp, vLLM or SGLang, named in agentd's configuration where this version has a section for them"),
+    ("check", "corral config check says whether a configuration is right, corral doctor what the host lacks"),
+    ("sessions", "calls that declare where they belong: corral run --engine NAME --conversation ID -- COMMAND"),
 )
 
 
@@ -60,8 +59,11 @@ class GpuPage(ScrollPage):
         return [call for call in self.board.calls.values() if call.intent.HasField("inference") or call.intent.gpu]
 
     def lines(self, width: int) -> Sequence[Text]:
-        lines = [details.title("GPUs and inference engines"), Text()]
-        lines += [Text(words) for words in NO_GPU]
+        lines = [details.title("GPUs and inference engines"), Text(), Text(NO_GPU), Text()]
+        for name, words in WANTED:
+            first, *more = textwrap.wrap(words, max(20, width - 14))
+            lines.append(details.fact(name, first))
+            lines += [Text(f"{'':13}{words}") for words in more]
         calls = self.bound()
         if calls:
             lines += [Text(), details.title("calls that declare a GPU or an engine")]

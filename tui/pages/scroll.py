@@ -21,7 +21,7 @@ class ScrollPage(Page):
     """``lines`` gives the text; ``load`` asks the source, off the drawing: when the page opens, every REFRESH seconds,
     and when the moment on the screen is another one."""
 
-    CSS = """
+    DEFAULT_CSS = """
     #page { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
     #text { height: auto; }
     """
@@ -60,7 +60,8 @@ class ScrollPage(Page):
             self.problem = ""
         except SourceError as err:
             self.problem = str(err)
-        self.draw_loaded()
+        if self.query("#text"):  # the page may have been left meanwhile
+            self.draw_loaded()
 
     def draw_loaded(self) -> None:
         self.query_one("#text", Static).update(Text("\n").join(self.lines(max(40, self.size.width - 3))))
