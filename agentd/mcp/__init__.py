@@ -5,7 +5,7 @@
     daemon.py    the daemon's API, as far as the session's token opens it
     main.py      lines in, lines out
 
-An implementation of its own: the official SDK (``mcp`` 2.x) brings some 25 packages (an HTTP client and server, pydantic,
-cryptography) for what is a loop over lines here, and this runs inside every agent. Its client is what the tests of
-``scripts/test-integrations`` speak to this server with.
+An implementation of its own: the official SDK (``mcp`` 2.x) brings some 25 packages (an HTTP client and server,
+pydantic, cryptography) for what is a loop over lines here, and this runs inside every agent. Its client is what the
+tests of ``scripts/test-integrations`` speak to this server with.
 """

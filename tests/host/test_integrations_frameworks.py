@@ -24,9 +24,7 @@ HUNGRY = "blocks = []\nfor _ in range(600): blocks.append(bytearray(b'x' * (1 <<
 
 pytestmark = [
     pytest.mark.host,
-    pytest.mark.skipif(
-        not PYTHON, reason="needs agent frameworks: scripts/test-integrations installs and tests them"
-    ),
+    pytest.mark.skipif(not PYTHON, reason="needs agent frameworks: scripts/test-integrations installs and tests them"),
 ]
 
 

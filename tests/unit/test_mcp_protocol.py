@@ -211,8 +211,8 @@ def test_an_intent_is_kept_for_the_hook(environment: dict[str, str]) -> None:
         call_class="test",
     )
     assert text == (
-        "Declared for your next test command, if it comes within 15 min 0 s: memory typical 300 MiB, memory peak 1.5 GiB, "
-        "pids 64, duration 1 min 30 s, network none, on_pressure fail_fast."
+        "Declared for your next test command, if it comes within 15 min 0 s: memory typical 300 MiB, "
+        "memory peak 1.5 GiB, pids 64, duration 1 min 30 s, network none, on_pressure fail_fast."
     )
     assert data is not None
     taken = State.open(environment).take_intent("s-1", "test", "pytest")
