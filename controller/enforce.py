@@ -107,7 +107,8 @@ class Enforcer(Groups):
         self._listener = listener
         self._missing += self._tree.prepare()
         self._lock = lock_root(Path(self._tree.root.path))
-        self._tree.enter_own_leaf()
+        if not self._tree.in_own_unit():
+            self._tree.enter_own_leaf()
         self._watcher = Watcher()
         try:
             self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)

@@ -164,6 +164,12 @@ class Tree:
         self.own_leaf.create(exist_ok=True)
         self.own_leaf.move(os.getpid())
 
+    def in_own_unit(self) -> bool:
+        """Whether the calling process is a service of systemd outside this tree. Its unit's group is a leaf of its own
+        already, and the one whose weight, accounting and limits the administrator sees and sets."""
+        path = membership.read_membership(os.getpid()).get("", "")
+        return path.endswith(".service") and f"{path}/".find(f"/{self._layout.root}/") == -1
+
     def leave_own_leaf(self) -> None:
         """Take the calling process back to where ``enter_own_leaf`` found it."""
         if self._before is None:

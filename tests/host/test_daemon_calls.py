@@ -306,8 +306,9 @@ async def test_nested_calls_are_accounted_apart_and_end_together(daemon: DaemonU
         first, second = await events.outcome(outer.id), await events.outcome(nested.id)
         await end(process)
     assert (first.reason, second.reason) == ("operator_killed", "operator_killed")
-    assert first.usage.cpu_usec == pytest.approx(300_000, rel=0.15)
-    assert second.usage.cpu_usec == pytest.approx(200_000, rel=0.15)
+    # what the processes' starts cost on top differs by machine, but is far less than what the other call burns
+    assert 290_000 < first.usage.cpu_usec < 450_000
+    assert 190_000 < second.usage.cpu_usec < 290_000
     assert second.usage.written_bytes == pytest.approx(8 * MIB, rel=0.01)
     assert first.usage.written_bytes < MIB
 

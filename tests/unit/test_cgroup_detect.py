@@ -178,6 +178,25 @@ def test_paths_name_groups_and_strangers_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "own"),
+    [
+        ("/system.slice/agentd.service", True),
+        ("/user.slice/user-1.slice/user@1.service/app.slice/agentd.service", True),
+        ("/user.slice/user-0.slice/session-3.scope", False),  # a shell: its limits are not meant for the daemon
+        ("/system.slice/lab.service/main", False),  # below a unit's group, among others
+        ("/corral.slice/corral-calls.service", False),  # the root itself: no process may stay in it
+        ("/corral.slice/corral-calls.service/agentd", False),
+        ("/", False),
+    ],
+)
+def test_a_service_of_its_own_is_leaf_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, own: bool
+) -> None:
+    monkeypatch.setattr("controller.cgroup.membership.read_membership", lambda pid: {"": where})
+    assert Tree(fake_host(tmp_path), "corral.slice/corral-calls.service").in_own_unit() is own
+
+
+@pytest.mark.parametrize(
     ("number", "kind"),
     [
         (errno.EBUSY, GroupBusy),

@@ -181,7 +181,7 @@ def test_a_step_that_fails_carries_the_end_of_what_it_said(tmp_path: Path) -> No
     assert "the cause" in (tmp_path / "build.log").read_text()
 
 
-def test_what_the_command_line_asks_for() -> None:
+def test_what_the_command_line_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.lab.tools.__main__ import _parser
 
     options = _parser().parse_args(["run", "--kernel", "6.1", "--bring", "/etc/hostname=a/b", "--timeout", "5"])
@@ -194,8 +194,10 @@ def test_what_the_command_line_asks_for() -> None:
     options.bring = ["/etc/hostname=../x"]
     with pytest.raises(LabError, match="below /payload"):
         request(options, ["true"])
+    monkeypatch.setattr("tests.lab.tools.__main__.release", lambda: Path("/built.tar.gz"))
     every = request(_parser().parse_args(["test", "--kernel", "all"]), [])
     assert every.kernels == list(kernels.SUITES)
+    assert every.bring == [(Path("/built.tar.gz"), "release.tar.gz")]
 
 
 def test_tests_are_those_of_the_lab_unless_others_are_named() -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def request(options: argparse.Namespace, command: Sequence[str]) -> guests.Request:
     """What the command line asks for. Raises LabError where it makes no sense."""
     asked = [options.kernel]
+    bring = [_brought(word) for word in options.bring]
     if options.verb == "test":
         text = test_command(command)
+        if "tests/lab" in text:
+            bring.append((release(), "release.tar.gz"))
         if options.kernel == "all":
             asked = list(kernels.SUITES)
     elif command:
@@ -67,7 +71,7 @@ def request(options: argparse.Namespace, command: Sequence[str]) -> guests.Reque
         timeout=options.timeout,
         out=options.out,
         tree=not options.no_tree,
-        bring=[_brought(word) for word in options.bring],
+        bring=bring,
         memory=options.memory,
         cpus=options.cpus,
         append=options.append,
@@ -81,6 +85,14 @@ def test_command(arguments: Sequence[str]) -> str:
     """pytest with ``arguments``; all of the lab's tests where none of them is a path."""
     named = any(not a.startswith("-") and (REPOSITORY / a.partition("::")[0]).exists() for a in arguments)
     return f"{PYTEST} {shlex.join([*([] if named else ['tests/lab']), *arguments])}"
+
+
+def release() -> Path:
+    """What the guest installs: built from this tree. Raises LabError."""
+    done = subprocess.run([REPOSITORY / "scripts" / "build-release"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"the release for the guest could not be built by scripts/build-release:\n{done.stderr.strip()}")
+    return REPOSITORY / done.stdout.splitlines()[-1]
 
 
 def _brought(word: str) -> tuple[Path, str]:
