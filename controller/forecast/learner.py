@@ -2,9 +2,10 @@
 
 Past calls are kept as whole lives, the last WINDOW of each kind (Past-Future, arXiv 2507.10150, samples from the last
 200 lengths; tool calls have heavier tails, so the window is larger). A forecast is the empirical distribution of those
-lives that agree with what is known of the call: they lasted longer than it has run, and they came to use at least what
-it uses. Where too few agree, the kind is widened: session, tenant, tool and class → tenant, tool and class → tool and
-class → class → every call. Where nothing agrees, what the call declared counts, and else a factor over its use.
+lives that agree with what is known of the call: they lasted longer than it has run and, where it was just stopped as it
+grew, came to use more than it does. Where too few agree, the kind is widened: session, tenant, tool and class → tenant,
+tool and class → tool and class → class → every call. Where nothing agrees, what the call declared counts, and else a
+factor over its use.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from controller.forecast.need import Future, Need
 WINDOW: Final = 512
 SCENARIOS: Final = 8
 _ENOUGH: Final = (3, 12, 12, 12, 1)  # lives that a level must have to be believed, from the narrowest to the widest
+_ALIKE: Final = (1, 3, 3, 3, 3)  # of them, those that must agree with what is known of the call
 _NAMES: Final = ("session", "tenant", "tool", "class", "all calls")
 _MOST_KEYS: Final = 4096  # kinds that are kept: agents choose the names of their tools
 _GROWTH: Final = 1.5  # over its use, for a call that has outgrown all that is known
@@ -55,18 +57,26 @@ class Learner:
         ident: str = "",
         elapsed: float = 0.0,
         usage: int = 0,
+        growing: bool = False,
         declared_typical: int | None = None,
         declared_peak: int | None = None,
         declared_seconds: float | None = None,
     ) -> Need:
-        """``ident`` makes the choice of futures differ between calls, and the same for the same call."""
+        """``ident`` makes the choice of futures differ between calls, and the same for the same call. ``growing``: it
+        was just stopped at ``usage``, and wants more; else it runs on within what it has."""
         for level, key in enumerate(_keys(kind)):
             lives = self._lives.get(key)
             if not lives or len(lives) < _ENOUGH[level]:
                 continue
-            alike = [life for life in lives if life.duration > elapsed and life.peak >= usage]
-            if len(alike) >= _ENOUGH[level]:
-                return _need(alike, _NAMES[level], ident, elapsed, usage)
+            alike = [life for life in lives if life.duration > elapsed]
+            if growing:
+                alike = [life for life in alike if life.peak > usage]
+            if len(alike) >= _ALIKE[level]:
+                return _need(alike, _NAMES[level], ident, elapsed, usage, growing=growing)
+        if elapsed > 0 and not growing and len(self):
+            # it has outlived all that are known: such calls have done their growing
+            rest = Future(elapsed, (0.0,), (max(usage, 1),))
+            return Need(usage, usage, usage, elapsed, elapsed, (rest,) * SCENARIOS, "its age", 0)
         return _cold(elapsed, usage, declared_typical, declared_peak, declared_seconds)
 
 
@@ -78,16 +88,18 @@ def _keys(kind: Kind) -> Iterator[tuple[str, ...]]:
     yield ()
 
 
-def _need(alike: list[Life], basis: str, ident: str, elapsed: float, usage: int) -> Need:
-    alike.sort(key=lambda life: life.peak)
-    durations = sorted(life.duration for life in alike)
+def _need(alike: list[Life], basis: str, ident: str, elapsed: float, usage: int, *, growing: bool) -> Need:
+    futures = [_future(life, elapsed, usage, growing=growing) for life in alike]
+    futures.sort(key=lambda future: future.upto[-1])
+    peaks = [future.upto[-1] for future in futures]
+    durations = sorted(future.ends for future in futures)
     return Need(
-        typical=max(usage, _quantile([life.peak for life in alike], 0.5)),
-        likely=max(usage, _quantile([life.peak for life in alike], 0.9)),
-        claim=max(usage, _quantile([life.peak for life in alike], _CLAIM)),
-        ends_typical=_quantile(durations, 0.5) - elapsed,
-        ends_likely=_quantile(durations, 0.9) - elapsed,
-        futures=tuple(_future(alike[index], elapsed, usage) for index in _strata(ident, len(alike))),
+        typical=_quantile(peaks, 0.5),
+        likely=_quantile(peaks, 0.9),
+        claim=_quantile(peaks, _CLAIM),
+        ends_typical=_quantile(durations, 0.5),
+        ends_likely=_quantile(durations, 0.9),
+        futures=tuple(futures[index] for index in _strata(ident, len(futures))),
         basis=basis,
         count=len(alike),
     )
@@ -105,13 +117,19 @@ def _cold(elapsed: float, usage: int, typical: int | None, peak: int | None, sec
     return Need(min(usual, most), most, most, rest, rest, (future,) * SCENARIOS, basis, 0)
 
 
-def _future(life: Life, elapsed: float, usage: int) -> Future:
+def _future(life: Life, elapsed: float, usage: int, *, growing: bool) -> Future:
+    """How the call goes on if it goes on as ``life`` did. A call that is stopped as it grows goes on to the size that
+    the life reached. One that runs on grows by what the life still grew from this age on, in proportion where it is
+    the smaller of the two."""
     first = bisect.bisect_right(life.at, elapsed)
-    at, upto = [0.0], [max(usage, life.upto[first - 1])]
+    then = life.upto[first - 1]
+    at, upto = [0.0], [max(usage, then) if growing or elapsed == 0.0 else max(usage, 1)]
+    share = 1.0 if then <= usage else usage / then
     for moment, nbytes in zip(life.at[first:], life.upto[first:], strict=True):
-        if nbytes > upto[-1]:
+        size = nbytes if growing or elapsed == 0.0 else usage + int((nbytes - then) * share)
+        if size > upto[-1]:
             at.append(moment - elapsed)
-            upto.append(nbytes)
+            upto.append(size)
     return Future(life.duration - elapsed, tuple(at), tuple(upto))
 
 

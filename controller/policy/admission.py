@@ -21,6 +21,7 @@ from controller.forecast import ends_by, fits, peak_of
 from controller.model import CallId, OnPressure, TenantId
 from controller.policy.account import Account
 from controller.policy.fairness import champion, in_order
+from controller.policy.ladder import step_of
 from controller.policy.settings import ControlConfig
 from controller.policy.text import human_bytes
 from controller.state import CallFacts, Stage, State, Step, StepKind
@@ -64,11 +65,13 @@ def _kept_for_held(begun: Sequence[CallFacts], account: Account) -> int:
     """What stays free for the first of the held calls: all that it may still claim."""
     held = [c for c in begun if c.stage is Stage.HELD]
     first = champion(held)
-    return account.claim(first) - account.reserved[first.id] if first is not None else 0
+    if first is None:
+        return 0
+    return max(step_of(first, account.config), first.need.typical - first.usage)
 
 
 def _first_threshold(call: CallFacts, config: ControlConfig) -> int:
-    size = max(config.first_grant, call.need.likely)
+    size = max(config.first_grant, call.need.typical + config.least_slack)
     if call.declared_peak is not None:
         size = min(size, max(config.first_grant, call.declared_peak))
     return min(size, call.hard_limit) if call.hard_limit is not None else size

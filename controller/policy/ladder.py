@@ -125,7 +125,7 @@ def _release(begun: Sequence[CallFacts], frozen: set[CallId], account: Account) 
             continue
         if call.tenant_id not in waits_in:
             steps += _squeeze_for(call, begun, account)
-            raised = _raise(call, account, at_any_risk=False)
+            raised = _raise(call, account)
             if raised is not None:
                 steps.append(raised)
                 running.add(call.id)
@@ -133,15 +133,16 @@ def _release(begun: Sequence[CallFacts], frozen: set[CallId], account: Account) 
             if _tenant_binds(call, account):
                 waits_in.add(call.tenant_id)
         left.append(call)
-    if left and not running:
-        # Nothing moves. The first in rank that can be given anything goes on, into the reserve if need be.
-        for call in left:
-            raised = _raise(call, account, at_any_risk=True)
-            if raised is not None:
-                steps.append(raised)
-                running.add(call.id)
-                left.remove(call)
-                break
+    # Whoever can finish has what it needs. What is left goes to the first in rank: he must get to his end, safe or not;
+    # out of the reserve only where nothing else moves.
+    for call in left:
+        raised = _raise(call, account, at_any_risk=True, out_of_reserve=not running)
+        if raised is not None:
+            steps.append(raised)
+            running.add(call.id)
+            left.remove(call)
+        if raised is not None or running:
+            break
     for call in left:
         answer = _hold_or_kill(call, begun, running, account)
         steps.append(answer)
@@ -163,20 +164,23 @@ def _squeeze_for(call: CallFacts, begun: Sequence[CallFacts], account: Account) 
     return _squeeze([c for c in begun if not inside or c.tenant_id == call.tenant_id], short, account, of=call)
 
 
-def _raise(call: CallFacts, account: Account, *, at_any_risk: bool) -> Step | None:
-    """``at_any_risk``: though the host is not safe then, and out of the reserve. None: it cannot be."""
+def _raise(
+    call: CallFacts, account: Account, *, at_any_risk: bool = False, out_of_reserve: bool = False
+) -> Step | None:
+    """None: it cannot be. It can where the call can then finish, or all calls still can, or ``at_any_risk``."""
     config = account.config
     want = step_of(call, config)
     room = account.room(call)
-    if at_any_risk and not _at_its_limit(call, account) and not _tenant_binds(call, account):
+    if out_of_reserve and not _at_its_limit(call, account) and not _tenant_binds(call, account):
         room = max(room, min(want, account.free + int(account.state.capacity * config.champion_reserve)))
     # a last, smaller step is better than none, as long as it is worth a resume
     more = min(want, room)
     if more < min(want, config.least_slack) or more <= 0:
         return None
     before = account.reserved[call.id]
+    finishes = call.need.likely - call.usage <= room
     account.change(call, call.usage + more)
-    if not at_any_risk and not account.safe():
+    if not (at_any_risk or finishes or account.safe()):
         account.change(call, before)
         return None
     brake = call.usage + more

@@ -31,7 +31,7 @@ class ControlConfig:
     age: float = 1.0
     fair_points: float = 25.0
     deadline_points: float = 25.0
-    backfill: float = 1000
+    backfill: float = 1.0
     advise_below: float = 0.05
     relax_above: float = 0.15
     freeze_below: float = -0.02

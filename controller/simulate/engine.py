@@ -68,6 +68,7 @@ class Simulation:
         self._queue: list[Agent] = []  # agents that wait for their reservation
         self._reserved = 0
         self._round_due = False
+        self._ticked = False
         self._area = 0.0
         count = agents if agents is not None else len(self._plans)
         self.report = Report(policy=policy.name, agents=count, memory=memory)
@@ -91,6 +92,10 @@ class Simulation:
             self._area += (self._agents_memory + self._calls_memory) * (at - self._now)
             self._now = at
             if what is None:
+                self._ticked = True  # what only time changes is looked at once a tick
+                for call in self._calls.values():
+                    if call.stage is Stage.RUNNING:
+                        self._forecast(call)
                 self._round_due = True
                 self._push(at + self._tick, None, 0)
             elif isinstance(what, SimCall):
@@ -99,6 +104,7 @@ class Simulation:
                 self._agent_goes_on(what)
             if self._round_due:
                 self._rounds()
+            self._ticked = False
         return self._finish(time.perf_counter() - began)
 
     def _finish(self, real: float) -> Report:
@@ -240,7 +246,13 @@ class Simulation:
         self._round_due = True
 
     def _forecast(self, call: SimCall) -> None:
-        call.need = self._learner.forecast(call.kind, ident=call.id, elapsed=call.clock_at(self._now), usage=call.usage)
+        call.need = self._learner.forecast(
+            call.kind,
+            ident=call.id,
+            elapsed=call.clock_at(self._now),
+            usage=call.usage,
+            growing=call.stage is Stage.HELD,
+        )
 
     def _begin(self, call: SimCall, granted: int) -> None:
         call.stage = Stage.RUNNING
@@ -390,7 +402,7 @@ class Simulation:
         raise SimulationError(f"policy {self._policy.name} made {_MOST_ROUNDS} rounds at {self._now:.3f} s")
 
     def _something_to_decide(self) -> bool:
-        if any(c.stage is not Stage.RUNNING or c.squeezed for c in self._calls.values()):
+        if any(c.stage is not Stage.RUNNING or (c.squeezed and self._ticked) for c in self._calls.values()):
             return True
         return self._capacity - self._agents_memory < sum(max(c.usage, c.granted) for c in self._calls.values())
 
