@@ -35,6 +35,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "config show": ("configuration", "show"),
     "config schema": ("configuration", "show_schema"),
     "replay": ("replay.command", "replay"),
+    "simulate": ("simulate", "simulate"),
 }
 
 

@@ -58,6 +58,7 @@ def build() -> Parser:
     command("doctor", "what this host can do, what it cannot, what that costs and how to get it")
     _config(commands, common)
     _replay(command)
+    _simulate(command)
     return top
 
 
@@ -171,6 +172,23 @@ def _replay(command: Any) -> None:
     one.add_argument("--socket", metavar="PATH", help="the broker's socket (CORRAL_SOCKET)")
     one.add_argument("--bare", action="store_true", help="the same processes without Corral: the baseline")
     one.add_argument("--keep", metavar="DIR", help="keep schedules and raw latencies there")
+
+
+def _simulate(command: Any) -> None:
+    one = command("simulate", "what a policy would do with recorded agents on a host of a given size, in virtual time")
+    one.add_argument("traces", nargs="+", metavar="TRACE", help="files of schema agentcg-compact-v1")
+    one.add_argument("--memory", metavar="SIZE", required=True, help="of the host, e.g. 8G")
+    one.add_argument(
+        "--policy",
+        choices=("corral", "max", "p95", "oracle", "none"),
+        action="append",
+        help="corral (default), reserve the largest peak, the 95th percentile of peaks, each one's own, or none; "
+        "may be given again",
+    )
+    one.add_argument("--agents", metavar="N", type=_count, help="so many, each playing traces one after the other")
+    one.add_argument("--for", dest="seconds", metavar="SECONDS", default="600", help="with --agents (default: 600)")
+    one.add_argument("--speed", metavar="X", default="1", help="so many times faster than recorded (default: 1)")
+    one.add_argument("--seed", metavar="N", type=_count, default=1, help="of what --agents draws at random")
 
 
 def _group(commands: Any, common: argparse.ArgumentParser, name: str, text: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Final
 
 from agentd.api.client import ApiError
 from agentd.embedded import EmbeddedError
-from tests.bench import accounting, boundary, brake, observe, scale, tui
+from tests.bench import accounting, boundary, brake, density, observe, scale, tui
 from tests.bench.harness import BenchError, Context
 from tests.bench.procstat import Others
 from tests.bench.result import Result, document, host_facts, table, write_json
@@ -30,6 +30,7 @@ BENCHES: Final[dict[str, Callable[[Context], Awaitable[Result]]]] = {
     "accounting": accounting.measure,
     "scale": scale.measure,
     "tui": tui.measure,
+    "density": density.measure,
 }
 
 

@@ -66,6 +66,10 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
         "replay a.json b.json --speed 10 --only-tools --scale 0.5 --tenant x --declare peak --bare --keep d",
         {"traces": ["a.json", "b.json"], "speed": "10", "only_tools": True, "scale": "0.5", "tenant": ["x"]},
     ),
+    "simulate": (
+        "simulate a.json b.json --memory 8G --policy corral --policy none --agents 34 --for 60",
+        {"traces": ["a.json", "b.json"], "memory": "8G", "policy": ["corral", "none"], "agents": 34, "seconds": "60"},
+    ),
 }
 
 
