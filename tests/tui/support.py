@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from tests.tui.fixtures import NOW, source
 from tui.app import CorralApp
@@ -37,7 +37,17 @@ async def settled(pilot: Pilot[None]) -> None:
 
 
 async def press(pilot: Pilot[None], *keys: str) -> None:
-    await pilot.press(*keys)
+    """``>text`` is put into the field in one piece, as a paste is: each key waits for the screen to be idle."""
+    for key in keys:
+        if key.startswith(">") and len(key) > 1:
+            field = pilot.app.focused
+            assert isinstance(field, Input), f"{key}: no field has the focus"
+            if not field.selection.is_empty:
+                field.clear()
+            field.insert_text_at_cursor(key[1:])
+            await pilot.pause()
+        else:
+            await pilot.press(key)
     await settled(pilot)
 
 

@@ -87,18 +87,18 @@ async def test_limits_and_priority_are_typed_checked_and_confirmed() -> None:
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         table(app).select(BURST)
-        await press(pilot, "l", *"brake 1x", "enter")
+        await press(pilot, "l", ">brake 1x", "enter")
         assert isinstance(app.screen, Ask)
         assert "no size" in shown(app, "#wrong")
-        await press(pilot, "backspace", "M", "comma", *" memory off, cpu 1.5, pids 40", "enter")
+        await press(pilot, "backspace", "M", "comma", "> memory off, cpu 1.5, pids 40", "enter")
         assert isinstance(app.screen, Confirm)
         question = app.screen.question
         assert "brake: 128 MiB to 1 MiB\n  it uses 129 MiB, above this brake: it is stopped at once" in question
         assert "CPU: none to 1.5 cores" in question
         await press(pilot, "y")
-        await press(pilot, "P", *"101", "enter")
+        await press(pilot, "P", ">101", "enter")
         assert "no priority" in shown(app, "#wrong")
-        await press(pilot, "backspace", "backspace", "backspace", *"70", "enter", "y")
+        await press(pilot, "backspace", "backspace", "backspace", ">70", "enter", "y")
         await press(pilot, "l", "escape")
     assert source.acted == [
         Action(verb="limits", target=BURST, brake_bytes=1 << 20, memory_max_bytes=-1, cpu_cores=1.5, pids=40),
@@ -130,12 +130,12 @@ async def test_the_filter_narrows_and_escape_clears_it() -> None:
     app, source = make(running())
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        await press(pilot, "slash", *"burst")
+        await press(pilot, "slash", ">burst")
         assert ids(app) == ["t-greedy", "s-rollout", BURST]
         await press(pilot, "enter")
         assert app.focused is table(app)
         assert "filter: burst" in shown(app, "#crumbs")
-        await press(pilot, "slash", *"zzz")
+        await press(pilot, "slash", ">zzz")
         assert shown(app, "#nothing").startswith("no call matches")
         await press(pilot, "escape")
         assert ids(app) == ROWS

@@ -40,7 +40,7 @@ def test_host(snap_compare: SnapCompare, updates: Callable[[], list[Update]], te
 # name: keys from the host's page, with the cursor on the braked call
 PAGES = {
     "marked": ["up", "space", "space", "space"],
-    "filtered": ["slash", *"!/bash/", "enter"],
+    "filtered": ["slash", ">!/bash/", "enter"],
     "sorted-flat": ["v", "s", "s", "s", "r"],
     "folded": ["z"],
     "call": ["enter"],
@@ -52,11 +52,11 @@ PAGES = {
     "columns": ["c"],
     "export": ["x"],
     "kill": ["k"],
-    "limits": ["l", *"brake 1", "enter"],
-    "jump": ["j", *"soon", "enter"],
+    "limits": ["l", ">brake 1", "enter"],
+    "jump": ["j", ">soon", "enter"],
     "paused": ["p"],
-    "past": ["j", *"30m ago", "enter"],
-    "past-call": ["j", *"30m ago", "enter", "enter"],
+    "past": ["j", ">30m ago", "enter"],
+    "past-call": ["j", ">30m ago", "enter", "enter"],
 }
 
 

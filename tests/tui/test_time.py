@@ -57,9 +57,9 @@ async def test_the_keys_of_time() -> None:
     app, fixture = make(running())
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         await settled(pilot)
-        await press(pilot, "j", *"soon", "enter")
+        await press(pilot, "j", ">soon", "enter")
         assert "no moment" in shown(app, "#wrong")
-        await press(pilot, "escape", "j", *"1h ago", "enter")
+        await press(pilot, "escape", "j", ">1h ago", "enter")
         assert shown(app, "#state").startswith("stopped at 07:00:00, 1h00m ago; n is now")
         assert len(ids(app)) == 9  # the call that is gone was there
         await press(pilot, "right_square_bracket")
@@ -207,7 +207,7 @@ async def test_a_file_on_the_screen(recording: Path) -> None:
         await settled(pilot)
         await press(pilot, "p")
         assert not app.player.playing
-        await press(pilot, "j", *"07:00", "enter")  # before its beginning
+        await press(pilot, "j", ">07:00", "enter")  # before its beginning
         assert app.player.at == NOW
         assert shown(app, "#state").startswith("stopped at 08:00:00, 1h00m ago")
         assert "n is now" not in shown(app, "#state")
@@ -244,7 +244,7 @@ async def test_pages_follow_the_moment() -> None:
         await settled(pilot)
         await press(pilot, "end", "up", "up", "enter")
         assert "most 129 MiB" in shown(app, "#text")
-        await press(pilot, "j", *"30m ago", "enter")
+        await press(pilot, "j", ">30m ago", "enter")
         assert "nothing is kept yet" in shown(app, "#text")  # its samples are newer than that
         await press(pilot, "n")
         assert "most 129 MiB" in shown(app, "#text")

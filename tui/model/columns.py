@@ -333,6 +333,6 @@ def fit(names: Sequence[str], width: int) -> list[Placed]:
         chosen.remove(max(chosen, key=lambda column: column.rank))
     spare = max(0, width - needed(chosen))
     # names and reasons are what people read first: they get a part of the spare room before the command takes the rest
-    growing = {COMMAND: 0, "who": min(14, spare // 4), "state": min(4, spare // 8)}
+    growing = {COMMAND: 0, "state": min(3, spare), "who": min(14, max(0, spare - 3) // 4)}
     growing[COMMAND if any(column.name == COMMAND for column in chosen) else "who"] += spare - sum(growing.values())
     return [Placed(column, column.width + growing.get(column.name, 0)) for column in chosen]
