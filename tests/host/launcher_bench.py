@@ -146,6 +146,12 @@ def signal_bits(pid: int, name: str) -> int:
     return int(match[1], 16)
 
 
+def _take_terminal() -> None:
+    """In the child: standard input becomes the controlling terminal of a session of its own."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """An interactive bash on a pseudo terminal, as a person has it: job control on."""
 
@@ -165,7 +171,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env=bench.environment(PS1=self.PROMPT, HOME=str(directory), HISTFILE="", TERM="dumb"),
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # noqa: PLW1509 - no threads use it
+            preexec_fn=_take_terminal,  # noqa: PLW1509 - no threads use it
         )
         os.close(slave)
         asyncio.get_running_loop().add_reader(self._master, self._readable.set)

@@ -132,7 +132,8 @@ async def test_a_brake_without_a_daemon_holds_until_there_is_one(daemons: Daemon
 
 @both_ways
 async def test_a_held_call_stays_held_until_there_is_room(daemons: DaemonFactory, kill: bool) -> None:
-    daemon = await daemons.start(tenants={"small": {"memory_max": "192M"}}, settings=QUICK)
+    # 12 MiB above what both use when the second is braked: too little for a raise, enough to keep the OOM killer away
+    daemon = await daemons.start(tenants={"small": {"memory_max": "200M"}}, settings=QUICK)
     session = await daemon.open_session("small")
     async with events_of(daemon, session) as events:
         first = await daemon.launch(session, load_program(), f"touch:{140 * MIB}", "say:full", "wait", stdin=PIPE)
@@ -148,9 +149,11 @@ async def test_a_held_call_stays_held_until_there_is_room(daemons: DaemonFactory
     assert (await end(first))[0] == 0
     status, out, err = await end(second)
     assert (status, out) == (0, "done\n")
-    assert "There was room, so its threshold was raised once" in err
+    assert "There was room, so its threshold was raised" in err
     calls = {c.id: c for c in (await daemon.history(session, ended=2)).calls}
-    assert [d.action for d in calls[held.id].outcome.decisions] == ["brake", "raise"]
+    # the first gives its memory back bit by bit: what is free when the policy looks may be less than one full step
+    actions = [d.action for d in calls[held.id].outcome.decisions]
+    assert actions == ["brake", "raise"] * (len(actions) // 2)
     assert calls[held.id].outcome.held_seconds > 0
 
 
