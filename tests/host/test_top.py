@@ -93,8 +93,9 @@ async def test_an_operator_watches_freezes_goes_back_and_kills(daemons: DaemonFa
     await tmux.start(*_top(daemon, "--interval", "0.2"))
     await tmux.until("acme", "coder", "0 calls")
     call = await daemon.launch(
-        session, "/bin/sleep", "300", options=("--tool", "napper", "--class", "test", "--memory", "16M:64M")
-    )
+        session, "/bin/sleep", "300", options=("--tool", "napper", "--class", "test", "--memory", "16M:64M"),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
     await tmux.until("napper", "● running", "brake 64 MiB", "/bin/sleep 300")
 
     await tmux.press("End", "Up", "Up", "Enter")  # tenant, session, call: none is below it
@@ -135,14 +136,9 @@ async def test_a_recording_of_real_calls_is_replayed(daemons: DaemonFactory, tmu
     daemon = await daemons.start()
     session = await daemon.open_session("acme", "coder")
     await daemon.launch(
-        session,
-        "/bin/sleep",
-        "300",
-        options=(
-            "--tool",
-            "napper",
-        ),
-    )
+        session, "/bin/sleep", "300", options=("--tool", "napper"),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
     while not (await daemon.snapshot()).calls:
         pass  # it has not begun yet
     path = short_tmp / "out.corral"

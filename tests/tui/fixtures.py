@@ -10,6 +10,7 @@ from tui.source.protocol import Away, CallPast, Moment, Update
 
 NOW = 1_800_000_000.0
 MIB = 1 << 20
+ENDED = "c-01hx00000000e5xy"  # of ended_call()
 TEST, BURST, BUILD, TAR = (f"c-01hx00000000{n}xy" for n in ("a1", "b2", "c3", "d4"))
 
 
@@ -145,7 +146,7 @@ def past_of_burst() -> CallPast:
 def ended_call() -> CallPast:
     """Killed: with an outcome, its paragraph and suggestions."""
     call = pb.Call(
-        id="c-01hx00000000e5xy",
+        id=ENDED,
         tenant_id="t-greedy",
         session_id="s-rollout",
         command="python crunch.py",

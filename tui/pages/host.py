@@ -136,7 +136,7 @@ class HostPage(Page):
     def action_mark(self) -> None:
         self.table.toggle_mark()
         self.table.action_move(1)
-        self.draw()
+        self.draw_lines()
 
     def action_back(self) -> None:
         field = self.query_one("#filter", Input)
