@@ -10,9 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
+from agentd.api.client import TlsFiles
+from agentd.api.identity import parse_principal
+from agentd.api.listen import TcpListener
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc as rpc
 from tests.tui.fixtures import BURST, NOW, PROCESSES, TEST, decision, samples, snapshot
+from tests.unit.api_fake import serve
+from tests.unit.test_api_server import Authority
 from tui.source.live import RATE_SECONDS, LiveSource
 from tui.source.protocol import PLOT_POINTS, Action, Away, SourceError
 
@@ -149,3 +154,42 @@ def test_tcp_needs_certificates_and_says_which(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(name, str(tmp_path / "missing.pem"))
     with pytest.raises(SourceError, match=r"missing\.pem: No such file"):
         LiveSource("localhost:7443")
+
+
+async def test_over_tcp_with_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real server of the API, which wants a certificate of its own authority; and one that it does not know."""
+    authority = Authority(tmp_path / "ours", "ours")
+    own, alice = authority.issue("agentd", names="IP:127.0.0.1"), authority.issue("alice")
+    listener = TcpListener(
+        address="127.0.0.1:0",
+        certificate=own.certificate,
+        key=own.key,
+        client_ca=authority.certificate,
+        clients={"alice": parse_principal("operator")},
+    )
+
+    def become(files: TlsFiles) -> None:
+        for name, path in (("CA", authority.certificate), ("CERT", files.certificate), ("KEY", files.key)):
+            monkeypatch.setenv(f"CORRAL_TLS_{name}", str(path))
+
+    async with serve(tmp_path) as served:
+        target = f"127.0.0.1:{await served.server.add(listener)}"
+        session, _ = served.host.add_session("acme")
+        call = served.host.add_call(session)
+        become(alice)
+        source = LiveSource(target)
+        updates = source.updates()
+        first = await anext(updates)
+        assert not isinstance(first, Away)
+        assert [one.id for one in first.snapshot.calls] == [call.id]
+        assert await source.act(Action(verb="freeze", target="acme")) == [call.id]
+        assert served.host.asked[-1] == ("freeze", "acme", "operator:alice")
+        await updates.aclose()
+        await source.close()
+
+        become(Authority(tmp_path / "theirs", "theirs").issue("alice"))
+        updates = LiveSource(target).updates()
+        refused = await anext(updates)
+        assert isinstance(refused, Away)
+        assert "refused the certificate" in refused.cause
+        await updates.aclose()

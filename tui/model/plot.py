@@ -43,6 +43,8 @@ def columns(points: Sequence[Point], since: float, until: float, count: int) -> 
     if until <= since:
         return found
     for at, value in points:
+        if not since <= at <= until:
+            continue
         place = int((at - since) / (until - since) * count)
         if place == count and at <= until:
             place -= 1
