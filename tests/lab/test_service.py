@@ -66,7 +66,7 @@ def test_an_installation_runs(installed: str) -> None:
     doctor = asked("doctor")
     assert doctor["source"].startswith("agentd at unix:")
     assert doctor["essential_missing"] == []
-    assert "Corral" in corral("--help")
+    assert corral("--help").startswith("usage: corral")
     assert oct(Path("/var/lib/corral").stat().st_mode)[-3:] == "700"
 
 
@@ -84,22 +84,27 @@ def test_the_daemon_is_where_systemd_keeps_it() -> None:
     assert int(show("agentd", "MemoryCurrent")) > 0
 
 
-def test_a_configuration_of_ones_own(call_config: None) -> None:
-    assert [tenant["name"] for tenant in asked("tenant", "list")["tenants"]] == ["lab"]
-    assert (next(ROOT.glob("t-*")) / "memory.max").read_text().strip() == str(1 << 30)
+def test_the_calls_unit_keeps_its_group() -> None:
+    assert show("corral-calls", "ControlGroup") == f"/{ROOT.relative_to('/sys/fs/cgroup')}"
+    assert show("corral-calls", "Delegate") == "yes"
+    assert (ROOT / "cgroup.procs").read_text() == ""
+    (keeper,) = (ROOT / "agentd" / "cgroup.procs").read_text().split()
+    assert Path(f"/proc/{keeper}/comm").read_text().strip() == "sleep"
+    assert set((ROOT / "cgroup.subtree_control").read_text().split()) >= {"cpu", "io", "memory", "pids"}
 
 
-@pytest.fixture
-def call_config() -> None:
+def test_a_configuration_of_ones_own() -> None:
     configure("")
     systemctl("restart", "agentd")
+    (lab,) = [tenant for tenant in asked("tenant", "list")["tenants"] if tenant["name"] == "lab"]
+    assert (ROOT / lab["id"] / "memory.max").read_text().strip() == str(1 << 30)
 
 
 def test_a_call_lives_in_the_delegated_group(call: Call) -> None:
     assert call.group.startswith("/corral.slice/corral-calls.service/t-")
     assert call.group.endswith(f"/calls/{call.id}")
     assert call.end() == 7
-    assert call.recorded()["outcome"]["reason"] == "exited"
+    assert call.recorded()["outcome"]["reason"] == "failed"  # by itself, with a status other than 0
 
 
 def test_calls_go_on_over_a_restart(call: Call) -> None:
@@ -110,7 +115,7 @@ def test_calls_go_on_over_a_restart(call: Call) -> None:
     assert call.group == group
     assert [c["id"] for c in calls()] == [call.id]
     assert call.end() == 7
-    assert call.recorded()["outcome"]["reason"] == "exited"
+    assert call.recorded()["outcome"]["reason"] == "failed"  # by itself, with a status other than 0
 
 
 def test_a_daemon_that_is_killed_comes_back_and_calls_go_on(call: Call) -> None:
@@ -121,7 +126,7 @@ def test_a_daemon_that_is_killed_comes_back_and_calls_go_on(call: Call) -> None:
     assert call.alive()
     assert [c["id"] for c in calls()] == [call.id]
     assert call.end() == 7
-    assert call.recorded()["outcome"]["reason"] == "exited"
+    assert call.recorded()["outcome"]["reason"] == "failed"  # by itself, with a status other than 0
 
 
 def test_a_daemon_that_hangs_is_replaced_and_calls_go_on(call: Call) -> None:
@@ -135,7 +140,7 @@ def test_a_daemon_that_hangs_is_replaced_and_calls_go_on(call: Call) -> None:
     assert "Watchdog timeout" in journal("agentd", 200)
     assert call.alive()
     assert call.end() == 7
-    assert call.recorded()["outcome"]["reason"] == "exited"
+    assert call.recorded()["outcome"]["reason"] == "failed"  # by itself, with a status other than 0
     DROP_IN.unlink()
     systemctl("daemon-reload")
     systemctl("restart", "agentd")
@@ -196,7 +201,7 @@ def test_an_upgrade_replaces_the_daemon_under_running_calls(call: Call, tmp_path
     assert Path("/etc/corral/corral.toml.example").exists()
     assert call.alive()
     assert call.end() == 7
-    assert call.recorded()["outcome"]["reason"] == "exited"
+    assert call.recorded()["outcome"]["reason"] == "failed"  # by itself, with a status other than 0
 
 
 def test_an_upgrade_that_does_not_start_is_taken_back(call: Call, tmp_path: Path) -> None:

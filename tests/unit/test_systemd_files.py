@@ -52,7 +52,14 @@ def test_the_daemon_may_die_without_its_calls() -> None:
     assert daemon["Unit"]["Requires"] == "corral-calls.service"
     assert "corral-calls.service" in daemon["Unit"]["After"].split()
     # if calls were bound to the daemon, its stop would end them
-    assert not any("agentd" in value for section in calls.sections() for value in calls[section].values())
+    assert not any("agentd" in value for value in calls["Unit"].values())
+
+
+def test_the_calls_unit_keeps_a_process_in_its_group() -> None:
+    """Else systemd gives the empty group up, and a stop of the unit ends no call."""
+    command = unit("corral-calls.service")["Service"]["ExecStart"]
+    assert "$$group/agentd/cgroup.procs" in command  # the name that the tree knows as no tenant's
+    assert "sleep infinity" in command
 
 
 def test_the_example_names_the_delegated_group() -> None:
