@@ -23,6 +23,7 @@ from controller.simulate.report import Report
 from controller.state import Stage, State, Step, StepKind
 
 _NUDGE: Final = 1e-6  # seconds: an agent's own step comes after the end of a call at the same moment
+_LEAST: Final = 1e-9  # seconds between two events of a call: below it a clock would not advance
 _MOST_ROUNDS: Final = 10_000  # at one moment: more is a policy that goes round in circles
 
 
@@ -292,7 +293,7 @@ class Simulation:
             self._round_due = True
         else:
             call.version += 1
-            self._push(max(call.next_at(), self._now), call, call.version)
+            self._push(max(call.next_at(), self._now + _LEAST), call, call.version)
             self._round_due |= freed
         if grew:
             self._check_memory()
