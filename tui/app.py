@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -383,6 +384,9 @@ def replay(path: Path, *, begin: str = "") -> int:
 
 
 def _shown(app: CorralApp) -> int:
+    # What is imported lives until the end: without this each full collection walks over it, in the way of a key press.
+    gc.collect()
+    gc.freeze()
     app.run()
     return app.return_code or 0
 

@@ -164,6 +164,7 @@ def test_folding_hides_what_is_below_and_keeps_the_sums() -> None:
     rows = _rows(board, folded={"t-greedy", "s-coder"})
     assert [row.id for row in rows] == ["t-acme", "s-coder", "t-greedy", "t-idle"]
     assert _of(rows[2], "memory") == 129 * MIB
+    assert TEST in [row.id for row in _rows(board, "pytest", folded={"t-acme", "s-coder"})]
     assert [_text(row, "who") for row in rows] == ["▾ acme", "  ▸ coder", "▸ greedy", "  idle"]
 
 

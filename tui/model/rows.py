@@ -112,11 +112,12 @@ def build(board: Board, wanted: Wanted) -> list[Row]:
     rows: list[Row] = []
     for top in order(tenants):
         rows.append(top)
-        if top.folded:
+        # what a filter finds is shown, folded away or not: nobody looks for it to be told that it is hidden
+        if top.folded and not wanted.filter.active:
             continue
         for row in order(sessions[top.id]):
             rows.append(row)
-            if not row.folded:
+            if not row.folded or wanted.filter.active:
                 rows += order(sessions[row.id])
     return rows
 

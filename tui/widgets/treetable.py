@@ -88,6 +88,7 @@ class TreeTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.descending = True
         self._placed: list[Placed] = []
         self._current: str | None = None  # id of the row under the cursor
+        self._made: dict[str, tuple[Row, tuple[Cell, ...]]] = {}
         self._drawn: dict[int, tuple[str, tuple[Cell, ...]]] = {}  # what each line on the screen shows
 
     # --- from the page
@@ -96,6 +97,7 @@ class TreeTable(ScrollView, can_focus=True, inherit_bindings=False):
         """The rows from top to bottom."""
         length = len(self.rows)
         self.rows = rows
+        self._made.clear()
         if self._current is not None and not (self.cursor < len(rows) and rows[self.cursor].id == self._current):
             place = next((number for number, row in enumerate(rows) if row.id == self._current), None)
             if place is None:
@@ -151,6 +153,7 @@ class TreeTable(ScrollView, can_focus=True, inherit_bindings=False):
     def _place(self) -> None:
         width = self.scrollable_content_region.width - _MARK_WIDTH
         self._placed = fit(self.names, width) if width > 0 else []
+        self._made.clear()
         self._drawn.clear()
         self.refresh()
 
@@ -160,7 +163,11 @@ class TreeTable(ScrollView, can_focus=True, inherit_bindings=False):
         self._into_view()
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
-        return tuple(placed.column.cell(row) for placed in self._placed)
+        """Made once for each row that is shown: a new picture brings new rows."""
+        made = self._made.get(row.id)
+        if made is None or made[0] is not row:
+            made = self._made[row.id] = (row, tuple(placed.column.cell(row) for placed in self._placed))
+        return made[1]
 
     def _draw_changed(self) -> None:
         """Asks for new lines where the text is another one than the screen shows."""
