@@ -19,6 +19,7 @@ from controller.control import Control
 from controller.effects import Journal, Meter, NoPast, NullMeter, Past
 from controller.endings import Endings
 from controller.events import KernelEvents
+from controller.foresight import Foresight
 from controller.holds import Holds
 from controller.hub import Hub, Subscription
 from controller.model import (
@@ -79,6 +80,7 @@ class Host:
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
         self.registry = Registry(keep_ended=config.keep_ended)
+        self._foresight = Foresight(self.registry)
         self.hub = Hub()
         self.shared = Shared(
             config=config,
@@ -202,6 +204,10 @@ class Host:
                 remedy="wait (on_pressure=wait) or retry later",
             )
         return self._start(call)
+
+    def eta(self, call: Call) -> float | None:
+        """Seconds until a prepared call that must wait will typically begin; None: not known."""
+        return self._foresight.eta(call, now())
 
     async def wait_turn(self, call: Call, wait: Wait) -> None:
         self.registry.add_call(call)
@@ -405,6 +411,7 @@ class Host:
         return HostMemory(total=total, available=available)
 
     def _settled(self, call: Call) -> None:
+        self._foresight.learn(call)
         self.queue.wake()
         self.holds.review_soon()
         self.sessions.close_if_idle(call.session)

@@ -22,7 +22,13 @@ from controller.forecast.need import Future, Need
 
 WINDOW: Final = 512
 SCENARIOS: Final = 8
-_ENOUGH: Final = (3, 12, 12, 12, 1)  # lives that a level must have to be believed, from the narrowest to the widest
+_ENOUGH: Final = (
+    20,
+    20,
+    12,
+    12,
+    1,
+)  # lives that a level must have to be believed; fewer are too sure (docs/control.md)
 _ALIKE: Final = (1, 3, 3, 3, 3)  # of them, those that must agree with what is known of the call
 _NAMES: Final = ("session", "tenant", "tool", "class", "all calls")
 _MOST_KEYS: Final = 4096  # kinds that are kept: agents choose the names of their tools

@@ -35,6 +35,6 @@ class ControlConfig:
     advise_below: float = 0.05
     relax_above: float = 0.15
     freeze_below: float = -0.02
-    kill_below: float = -0.04
+    kill_below: float = -0.046
     champion_reserve: float = 0.025
     cpu_overcommit: float = 4.0

@@ -1,0 +1,47 @@
+"""What a running host learns of its calls: ETAs of those that wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.config import HostConfig, TenantConfig
+from controller.model import Intent, Reason, Usage
+from tests.unit.test_host import Rig, rig
+
+MIB = 1 << 20
+
+
+async def ended(r: Rig, intent: Intent, seconds: float) -> None:
+    """A call of that intent that began ``seconds`` ago and ends now."""
+    call = r.launch(next(iter(r.host.registry.sessions)), intent)
+    call.begun_at -= seconds
+    r.backend.leaves[call.id].usage = Usage(memory_peak=80 * MIB)
+    r.exits(call, 100)
+    assert (await r.host.end(call.id, 0)).reason is Reason.EXITED
+
+
+async def test_an_eta_comes_from_calls_of_the_kind_and_nothing_is_guessed() -> None:
+    async with rig(HostConfig(tenants=(TenantConfig(name="acme", max_calls=1),))) as r:
+        session = r.open(uid=0)
+        suite = Intent(tool="pytest", call_class="test")
+        running = r.launch(session, suite)
+        waiting = r.host.prepare(session, intent=suite, argv=["pytest"])
+        assert r.host.begin_now(waiting) is not None
+        assert r.host.eta(waiting) is None, "no call has ended yet"
+        r.exits(running, 100)
+        await r.host.end(running.id, 0)
+        for _ in range(20):
+            await ended(r, suite, 10.0)
+        running = r.launch(session, suite)
+        running.begun_at -= 4.0
+        assert r.host.eta(waiting) == pytest.approx(6.0, abs=1.0)
+
+
+async def test_a_killed_call_teaches_nothing() -> None:
+    async with rig(HostConfig(tenants=(TenantConfig(name="acme", max_calls=2),))) as r:
+        session = r.open(uid=0)
+        call = r.launch(session)
+        r.host.endings.kill(call, Reason.OPERATOR_KILLED, "ended by operator")
+        await r.host.end(call.id, 9)
+        other = r.launch(session)
+        assert r.host.eta(other) is None
