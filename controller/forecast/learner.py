@@ -81,8 +81,11 @@ class Learner:
                 return _need(alike, _NAMES[level], ident, elapsed, usage, growing=growing)
         if elapsed > 0 and not growing and len(self):
             # it has outlived all that are known: such calls have done their growing
-            rest = Future(elapsed, (0.0,), (max(usage, 1),))
-            return Need(usage, usage, usage, elapsed, elapsed, (rest,) * SCENARIOS, "its age", 0)
+            more = elapsed
+            if declared_seconds is not None and declared_seconds > elapsed:
+                more = declared_seconds - elapsed
+            rest = Future(more, (0.0,), (max(usage, 1),))
+            return Need(usage, usage, usage, more, more, (rest,) * SCENARIOS, "its age", 0)
         return _cold(elapsed, usage, declared_typical, declared_peak, declared_seconds)
 
 
