@@ -84,7 +84,9 @@ async def test_mapping(
 
 def test_every_controller_error_has_a_status() -> None:
     mapped = {type(err) for err, *_ in MAPPING}
-    assert set(ControllerError.__subclasses__()) - {NotAllowed} <= mapped | {NotAllowed}
+    # those of other packages (cgroup files, traces) never reach a caller as such, or by the status of their base
+    own = {kind for kind in ControllerError.__subclasses__() if kind.__module__ == ControllerError.__module__}
+    assert own - {NotAllowed} <= mapped | {NotAllowed}
 
     class Later(NotFound):
         pass
