@@ -42,6 +42,7 @@ from controller.registry import now
 
 _log: Final = structlog.get_logger("corral.daemon")
 
+_LEARNED_AT_START: Final = 512  # calls of the ledger that forecasts begin with
 _GRACE: Final = 5.0  # seconds for requests under way when the daemon stops
 
 
@@ -118,7 +119,7 @@ class Daemon:
             wait_for_disk=True,  # agents must be able to work on a host whose disk is full
         )
         stack.push_async_callback(self._ledger.close)
-        known, begun = await asyncio.to_thread(self._read_ledger)
+        known, begun, ended = await asyncio.to_thread(self._read_ledger)
         # a start that fails leaves no group and no program behind, unless it found some: calls may run in those
         self._undoes = [] if tree_is_there(config) else [purge_tree]
         self._undoes += [] if pins_are_there(config) else [purge_pins]
@@ -142,6 +143,7 @@ class Daemon:
                 past=past,
             )
             stack.push_async_callback(self._host.stop)  # also of what has started when the start fails
+        self._host.learn(ended)
         self._host.start()
         self._close_lost(begun)
         trying = asyncio.ensure_future(
@@ -192,16 +194,17 @@ class Daemon:
             except PurgeError as err:
                 _log.warning("what the failed start made could not be removed", error=str(err))
 
-    def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId]]:
+    def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId], list[CallView]]:
         """Nothing where the disk keeps us from it: what it is has been said, and the ledger goes on trying."""
         try:
             with LedgerReader(self._config.ledger_path) as reader:
-                return {t.name: t.id for t in reader.tenants()}, [r.call.id for r in reader.open_calls()]
+                known = {t.name: t.id for t in reader.tenants()}
+                return known, [r.call.id for r in reader.open_calls()], _ended(reader)
         except LedgerError as err:
             if self._ledger.health.ok:
                 raise
             _log.warning("tenants and calls of the ledger are not known to this run", error=str(err))
-            return {}, []
+            return {}, [], []
 
     def _close_lost(self, begun: Sequence[CallId]) -> None:
         """Calls that the ledger has as running and the tree no longer has: the host was rebooted, or somebody removed
@@ -373,6 +376,15 @@ def start_errors() -> tuple[type[Exception], ...]:
         MetricsError,
         OSError,
     )
+
+
+def _ended(reader: LedgerReader) -> list[CallView]:
+    """The last calls, the oldest first, for forecasts. A record that is damaged must not keep the daemon from starting."""
+    try:
+        return [record.call for record in reversed(reader.calls(limit=_LEARNED_AT_START))]
+    except LedgerError as err:
+        _log.warning("forecasts begin without the calls of the ledger", error=str(err))
+        return []
 
 
 def _lost(call: CallView) -> CallView:

@@ -205,6 +205,11 @@ class Host:
             )
         return self._start(call)
 
+    def learn(self, past: Sequence[CallView]) -> None:
+        """How calls went that ended under an earlier daemon, the oldest first."""
+        for call in past:
+            self._foresight.learn(call)
+
     def eta(self, call: Call) -> float | None:
         """Seconds until a prepared call that must wait will typically begin; None: not known."""
         return self._foresight.eta(call, now())
@@ -411,7 +416,7 @@ class Host:
         return HostMemory(total=total, available=available)
 
     def _settled(self, call: Call) -> None:
-        self._foresight.learn(call)
+        self._foresight.learn(call.view())
         self.queue.wake()
         self.holds.review_soon()
         self.sessions.close_if_idle(call.session)

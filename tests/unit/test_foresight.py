@@ -45,3 +45,19 @@ async def test_a_killed_call_teaches_nothing() -> None:
         await r.host.end(call.id, 9)
         other = r.launch(session)
         assert r.host.eta(other) is None
+
+
+async def test_what_the_ledger_knows_is_learned_at_the_start() -> None:
+    config = HostConfig(tenants=(TenantConfig(name="acme", max_calls=1),))
+    async with rig(config) as before:
+        before.open(uid=0)
+        for _ in range(20):
+            await ended(before, Intent(tool="pytest", call_class="test"), 10.0)
+        past = before.journal.ended
+    async with rig(config) as r:
+        r.host.learn(past)
+        session = r.open(uid=0)
+        running = r.launch(session, Intent(tool="pytest", call_class="test"))
+        running.begun_at -= 3.0
+        waiting = r.host.prepare(session, intent=Intent(), argv=["x"])
+        assert r.host.eta(waiting) == pytest.approx(7.0, abs=1.0)
