@@ -379,7 +379,7 @@ def start_errors() -> tuple[type[Exception], ...]:
 
 
 def _ended(reader: LedgerReader) -> list[CallView]:
-    """The last calls, the oldest first, for forecasts. A record that is damaged must not keep the daemon from starting."""
+    """The last calls, the oldest first, for forecasts. A damaged record must not keep the daemon from starting."""
     try:
         return [record.call for record in reversed(reader.calls(limit=_LEARNED_AT_START))]
     except LedgerError as err:
