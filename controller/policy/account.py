@@ -25,9 +25,11 @@ class Account:
         self._most = max(0, state.capacity - state.agents - state.agents_growth - parked)
         self._claims = {c.id: self.claim(c) for c in state.calls if c.stage is not Stage.PARKED}
 
-    def room(self, call: CallFacts) -> int:
-        """What may be given to ``call`` beyond what it has: the tightest of host, tenant and its own hard limit."""
-        room = min(self.free, self._tenant_free.get(call.tenant_id, self.free))
+    def room(self, call: CallFacts, reserve: int = 0) -> int:
+        """What may be given to ``call`` beyond what it has: the tightest of host, tenant and its own hard limit.
+        ``reserve``: bytes of the host's reserve that may be used for it; it loosens neither of the other two."""
+        free = self.free + reserve
+        room = min(free, self._tenant_free.get(call.tenant_id, free))
         if call.hard_limit is not None:
             room = min(room, call.hard_limit - self.reserved.get(call.id, 0))
         return max(0, room)

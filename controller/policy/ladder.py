@@ -170,9 +170,7 @@ def _raise(
     """None: it cannot be. It can where the call can then finish, or all calls still can, or ``at_any_risk``."""
     config = account.config
     want = step_of(call, config)
-    room = account.room(call)
-    if out_of_reserve and not _at_its_limit(call, account) and not _tenant_binds(call, account):
-        room = max(room, min(want, account.free + int(account.state.capacity * config.champion_reserve)))
+    room = account.room(call, int(account.state.capacity * config.champion_reserve) if out_of_reserve else 0)
     # a last, smaller step is better than none, as long as it is worth a resume
     more = min(want, room)
     if more < min(want, config.least_slack) or more <= 0:

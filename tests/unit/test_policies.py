@@ -240,3 +240,20 @@ def test_two_that_cannot_both_finish_take_turns() -> None:
     young = replace(old, id=CallId("c-young"), begun_at=2.0)
     kinds = {s.call_id: s.kind for s in decide(State(at=100.0, capacity=1000 * MIB, calls=(old, young)), CONFIG)}
     assert kinds == {"c-old": StepKind.RAISE, "c-young": StepKind.HOLD}
+
+
+def test_the_reserve_loosens_no_hard_limit() -> None:
+    """Found by the property above: a call that alone is left goes into the host's reserve, never past its own limit."""
+    full = replace(
+        _waiting("c-a", 0.0),
+        stage=Stage.HELD,
+        held_since=99.0,
+        usage=100 * MIB,
+        hard_limit=110 * MIB,
+        granted=100 * MIB,
+    )
+    [step] = decide(State(at=100.0, capacity=100 * MIB, agents=99 * MIB, calls=(full,)), CONFIG)
+    assert step.kind is StepKind.KILL
+    roomy = replace(full, hard_limit=120 * MIB)
+    [step] = decide(State(at=100.0, capacity=4096 * MIB, agents=3990 * MIB, calls=(roomy,)), CONFIG)
+    assert (step.kind, step.brake) == (StepKind.RAISE, 120 * MIB)
