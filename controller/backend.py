@@ -175,6 +175,7 @@ class Backend(Protocol):
 
     def proof(self, ref: CallRef, /, *, measured: bool = False) -> KernelProof:
         """``measured``: ``usage`` has just been called, and what it read serves."""
+
     def adopt_leftovers(self, ref: CallRef, /) -> int:
         """Moves what still runs in the leaf to the session's ``left`` group. Returns how many processes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -74,7 +75,8 @@ def test_pages(snap_compare: SnapCompare, name: str, terminal_size: tuple[int, i
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()
 
-    app, _ = make(running())
+    # where exports go is on the screen: the same for every checkout
+    app, _ = make(running(), exports=Path("/var/tmp"))
     assert snap_compare(app, terminal_size=terminal_size, run_before=go)
 
 
