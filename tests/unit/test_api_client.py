@@ -152,6 +152,7 @@ AS_NOBODY = """
 import os, sys
 from agentd.api.client import ApiError, connect_sync
 from agentd.proto.corral.v1 import corral_pb2 as pb
+import grpc._channel  # grpc would import it when the first channel is made
 os.setgroups([]); os.setgid(65534); os.setuid(65534)  # after the imports: nobody may not be able to read them
 with connect_sync(sys.argv[1]) as api:
     try:
