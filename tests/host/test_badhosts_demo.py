@@ -13,6 +13,7 @@ import pytest
 from agentd.embedded import REPOSITORY
 from tests.host.badhosts_support import NOBODY, ran
 from tests.support.daemons import missing_for_daemon
+from tests.support.reach import skip_unless_others_can_reach_us
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(bool(missing_for_daemon()), reason=missing_for_daemon() or "-")]
 
@@ -35,6 +36,7 @@ def interpreter(directory: Path) -> Path:
 
 @pytest.mark.timeout(180)
 async def test_the_demo_without_root(short_tmp: Path) -> None:
+    skip_unless_others_can_reach_us(python="/usr/bin/python3")
     python = interpreter(short_tmp / "venv")
     home = short_tmp / "home"
     home.mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.host.badhosts_support import hidden, ran
+from tests.support.reach import skip_unless_user_namespaces
 
 pytestmark = pytest.mark.host
 
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.host
 async def test_the_whole_table(
     short_tmp: Path, prelude: str, namespaces: tuple[str, ...], name: str, words: tuple[str, ...]
 ) -> None:
+    if "--user" in namespaces:
+        skip_unless_user_namespaces()
     place = ("unshare", "--mount", "--propagation", "private", *namespaces)
     program = (sys.executable, "-m", "agentd.cli", "doctor", "--json")
     environment = {"CORRAL_API": f"unix:{short_tmp}/none.sock"}

@@ -13,6 +13,7 @@ from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.host.badhosts_support import NOBODY, BadHost, agentd, bad_host, hidden, one_line
 from tests.host.bpf_support import HYBRID, V2
 from tests.support.daemons import REPOSITORY, missing_for_daemon
+from tests.support.reach import skip_unless_others_can_reach_us, skip_unless_user_namespaces
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(bool(missing_for_daemon()), reason=missing_for_daemon() or "-")]
 
@@ -81,6 +82,7 @@ async def test_neither_ebpf_nor_netlink(short_tmp: Path) -> None:
 
 async def test_root_of_a_user_namespace(short_tmp: Path) -> None:
     """As in a rootless container with a cgroup tree of its own: no eBPF, but limits."""
+    skip_unless_user_namespaces()
     async with bad_host(short_tmp, namespaces=("--user", "--map-root-user")) as daemon:
         await daemon.says_everywhere("no eBPF program can be loaded", "Operation not permitted")
         good, _ = await daemon.proves_to_work(options=("--memory", "16M:64M"))
@@ -188,6 +190,8 @@ async def test_mode_enforce_wants_all_controllers(short_tmp: Path) -> None:
 )
 async def test_only_observing(short_tmp: Path, prelude: str, rights: tuple[str, ...], uid: int, cause: str) -> None:
     """Calls run and are recorded; whoever asks for a limit is refused; every screen says why."""
+    if uid == NOBODY:
+        skip_unless_others_can_reach_us()
     async with bad_host(short_tmp, prelude, rights=rights, uid=uid) as daemon:
         await daemon.says_everywhere("only observing, no limits", cause)
         assert (await daemon.snapshot()).host.mode == "observe"

@@ -30,6 +30,7 @@ from tests.host.daemon_tools import (
     soon,
 )
 from tests.support.daemons import REPOSITORY, DaemonUnderTest, Session
+from tests.support.reach import skip_unless_others_can_reach_us
 
 pytestmark = [pytest.mark.host, pytest.mark.asyncio(loop_scope="module")]
 PIPE = asyncio.subprocess.PIPE
@@ -91,6 +92,7 @@ async def works(daemon: DaemonUnderTest, session: Session) -> None:
 
 
 async def test_a_token_is_good_for_its_own_user_only(daemon: DaemonUnderTest) -> None:
+    skip_unless_others_can_reach_us()
     mine, theirs = await daemon.open_session("acme"), await daemon.open_session("acme", uid=NOBODY)
     await works(daemon, theirs)
     for stolen in ({"CORRAL_TOKEN": mine.token}, {"CORRAL_TOKEN": "", "CORRAL_SESSION": mine.id}):
@@ -117,6 +119,7 @@ async def test_tokens_that_are_no_longer_or_never_were(daemon: DaemonUnderTest) 
 
 
 async def test_sessions_of_other_tenants_cannot_be_opened(daemon: DaemonUnderTest) -> None:
+    skip_unless_others_can_reach_us()
     theirs = await daemon.open_session("acme", uid=NOBODY)
     for tenant in ("other", "unheard-of"):
         code = (
