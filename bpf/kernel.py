@@ -314,7 +314,7 @@ class KernelSide:
                 continue
             try:
                 self._on_event(event)
-            except Exception as err:
+            except Exception as err:  # the events behind it are handed over first, then all of it is raised
                 failures.append(err)
         if failures:
             raise ExceptionGroup("events of the kernel side could not be handled", failures)

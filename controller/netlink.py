@@ -253,7 +253,7 @@ class NetlinkSide:
         for event in told:
             try:
                 self._on_event(event)
-            except Exception as err:
+            except Exception as err:  # the events behind it are handed over first, then all of it is raised
                 failures.append(err)
         if failures:
             raise ExceptionGroup("events of the process connector could not be handled", failures)

@@ -173,7 +173,7 @@ async def answering(context: Context, method: str) -> AsyncIterator[None]:
         details = str(err)
         kept = clip(details, _MAX_DETAILS)
         await context.abort(status, kept if kept == details else f"{kept}...", metadata_of(err))
-    except Exception:
+    except Exception:  # a defect: the caller gets a reference, the log the place
         reference = secrets.token_hex(4)
         _logger().exception("rpc failed unexpectedly", method=method, reference=reference)
         await context.abort(

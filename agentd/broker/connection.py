@@ -261,7 +261,7 @@ class Connection:
             await request()
         except ControllerError as err:
             self._failed(code_of(err), str(err))
-        except Exception:
+        except Exception:  # a defect on one request must not cost the others their broker
             _log.exception("broker_handler_failed", pid=self.peer.pid, uid=self.peer.uid, call=self._call_id)
             self._failed("internal", "the daemon failed on this request (its log says why); tell the operator")
         else:

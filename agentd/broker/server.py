@@ -298,7 +298,7 @@ class Broker:
             await self.handler.hung_up(call_id)
         except ControllerError as err:
             _log.warning("broker_hang_up_failed", call=call_id, error=str(err))
-        except Exception:
+        except Exception:  # a defect; nobody waits for this answer, so the log is the only place to tell
             _log.exception("broker_hang_up_failed", call=call_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -296,7 +296,7 @@ class Ledger:
                     deleted_calls=self._retention.deleted_calls,
                     deleted_samples=self._retention.deleted_samples,
                 )
-        except Exception as err:
+        except Exception as err:  # tidying up that fails must not end the thread that writes
             self._failing(self._explained(err))
         self._retention = None
         self._next_retention = time.monotonic() + self._settings.retention_seconds

@@ -83,7 +83,7 @@ class MetricsServer:
                 await self._serve(reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # a client that is slow, went away or sent half a request: nobody is left to tell
-        except Exception:
+        except Exception:  # a defect in one scrape must not end the daemon's metrics
             log.exception("a scrape failed", remedy="report this with the lines above")
         finally:
             self._tasks.discard(task)
