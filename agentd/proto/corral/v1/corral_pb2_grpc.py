@@ -80,6 +80,11 @@ class AgentServiceStub:
                 request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.GetBudgetRequest.SerializeToString,
                 response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.GetBudgetResponse.FromString,
                 _registered_method=True)
+        self.ReportTurn = channel.unary_unary(
+                '/corral.v1.AgentService/ReportTurn',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -149,6 +154,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportTurn(self, request, context):
+        """One turn of the session's model, for agents that do not go through the gateway: tokens and times.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +208,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.GetBudget,
                     request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.GetBudgetRequest.FromString,
                     response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.GetBudgetResponse.SerializeToString,
+            ),
+            'ReportTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportTurn,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -452,6 +469,33 @@ class AgentService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ReportTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.AgentService/ReportTurn',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.ReportTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class OperatorServiceStub:
     """For operators: people with access to the operator socket, or a certificate that says so.
@@ -522,6 +566,31 @@ class OperatorServiceStub:
                 '/corral.v1.OperatorService/Doctor',
                 request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorRequest.SerializeToString,
                 response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorResponse.FromString,
+                _registered_method=True)
+        self.SetBudget = channel.unary_unary(
+                '/corral.v1.OperatorService/SetBudget',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetResponse.FromString,
+                _registered_method=True)
+        self.Attach = channel.unary_unary(
+                '/corral.v1.OperatorService/Attach',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachResponse.FromString,
+                _registered_method=True)
+        self.Detach = channel.unary_unary(
+                '/corral.v1.OperatorService/Detach',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachResponse.FromString,
+                _registered_method=True)
+        self.Trace = channel.unary_stream(
+                '/corral.v1.OperatorService/Trace',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceResponse.FromString,
+                _registered_method=True)
+        self.Tier = channel.unary_unary(
+                '/corral.v1.OperatorService/Tier',
+                request_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierRequest.SerializeToString,
+                response_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierResponse.FromString,
                 _registered_method=True)
 
 
@@ -613,6 +682,41 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetBudget(self, request, context):
+        """Sets, changes or removes a budget of a tenant or a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request, context):
+        """Makes sessions of what runs already: a process or containers. Their tool calls are recognised from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detach(self, request, context):
+        """Ends the recognition in an attached session, and closes it. Its processes go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Trace(self, request, context):
+        """Looks into one running call with tools that are compiled on the spot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tier(self, request, context):
+        """The inference tier: GPUs, engines, where each session's KV cache is, its context switches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -675,6 +779,31 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Doctor,
                     request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorRequest.FromString,
                     response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorResponse.SerializeToString,
+            ),
+            'SetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBudget,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetResponse.SerializeToString,
+            ),
+            'Attach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachResponse.SerializeToString,
+            ),
+            'Detach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detach,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachResponse.SerializeToString,
+            ),
+            'Trace': grpc.unary_stream_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceResponse.SerializeToString,
+            ),
+            'Tier': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tier,
+                    request_deserializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierRequest.FromString,
+                    response_serializer=agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1002,6 +1131,141 @@ class OperatorService:
             '/corral.v1.OperatorService/Doctor',
             agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorRequest.SerializeToString,
             agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DoctorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/SetBudget',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.SetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/Attach',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/Detach',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.DetachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/corral.v1.OperatorService/Trace',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.OperatorService/Tier',
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierRequest.SerializeToString,
+            agentd_dot_proto_dot_corral_dot_v1_dot_corral__pb2.TierResponse.FromString,
             options,
             channel_credentials,
             insecure,

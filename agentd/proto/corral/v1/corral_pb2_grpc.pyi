@@ -57,6 +57,8 @@ class AgentServiceStub:
     """Streams the session's calls: first as they are, then each change. Ends when the session closes."""
     GetBudget: _grpc.UnaryUnaryMultiCallable[_corral_pb2.GetBudgetRequest, _corral_pb2.GetBudgetResponse]
     """What the session and its tenant may still use."""
+    ReportTurn: _grpc.UnaryUnaryMultiCallable[_corral_pb2.ReportTurnRequest, _corral_pb2.ReportTurnResponse]
+    """One turn of the session's model, for agents that do not go through the gateway: tokens and times."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -81,6 +83,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Streams the session's calls: first as they are, then each change. Ends when the session closes."""
     GetBudget: _aio.UnaryUnaryMultiCallable[_corral_pb2.GetBudgetRequest, _corral_pb2.GetBudgetResponse]  # type: ignore[assignment]
     """What the session and its tenant may still use."""
+    ReportTurn: _aio.UnaryUnaryMultiCallable[_corral_pb2.ReportTurnRequest, _corral_pb2.ReportTurnResponse]  # type: ignore[assignment]
+    """One turn of the session's model, for agents that do not go through the gateway: tokens and times."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """For agents and their frameworks."""
@@ -157,6 +161,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_corral_pb2.GetBudgetResponse, _abc.Awaitable[_corral_pb2.GetBudgetResponse]]:
         """What the session and its tenant may still use."""
 
+    @_abc_1.abstractmethod
+    def ReportTurn(
+        self,
+        request: _corral_pb2.ReportTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.ReportTurnResponse, _abc.Awaitable[_corral_pb2.ReportTurnResponse]]:
+        """One turn of the session's model, for agents that do not go through the gateway: tokens and times."""
+
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class OperatorServiceStub:
@@ -190,6 +202,16 @@ class OperatorServiceStub:
     """Ends the calls of the target, every process of them. Agents' own processes are left alone."""
     Doctor: _grpc.UnaryUnaryMultiCallable[_corral_pb2.DoctorRequest, _corral_pb2.DoctorResponse]
     """What this host can do and what it cannot, as the daemon found it."""
+    SetBudget: _grpc.UnaryUnaryMultiCallable[_corral_pb2.SetBudgetRequest, _corral_pb2.SetBudgetResponse]
+    """Sets, changes or removes a budget of a tenant or a session."""
+    Attach: _grpc.UnaryUnaryMultiCallable[_corral_pb2.AttachRequest, _corral_pb2.AttachResponse]
+    """Makes sessions of what runs already: a process or containers. Their tool calls are recognised from then on."""
+    Detach: _grpc.UnaryUnaryMultiCallable[_corral_pb2.DetachRequest, _corral_pb2.DetachResponse]
+    """Ends the recognition in an attached session, and closes it. Its processes go on."""
+    Trace: _grpc.UnaryStreamMultiCallable[_corral_pb2.TraceRequest, _corral_pb2.TraceResponse]
+    """Looks into one running call with tools that are compiled on the spot."""
+    Tier: _grpc.UnaryUnaryMultiCallable[_corral_pb2.TierRequest, _corral_pb2.TierResponse]
+    """The inference tier: GPUs, engines, where each session's KV cache is, its context switches."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -220,6 +242,16 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Ends the calls of the target, every process of them. Agents' own processes are left alone."""
     Doctor: _aio.UnaryUnaryMultiCallable[_corral_pb2.DoctorRequest, _corral_pb2.DoctorResponse]  # type: ignore[assignment]
     """What this host can do and what it cannot, as the daemon found it."""
+    SetBudget: _aio.UnaryUnaryMultiCallable[_corral_pb2.SetBudgetRequest, _corral_pb2.SetBudgetResponse]  # type: ignore[assignment]
+    """Sets, changes or removes a budget of a tenant or a session."""
+    Attach: _aio.UnaryUnaryMultiCallable[_corral_pb2.AttachRequest, _corral_pb2.AttachResponse]  # type: ignore[assignment]
+    """Makes sessions of what runs already: a process or containers. Their tool calls are recognised from then on."""
+    Detach: _aio.UnaryUnaryMultiCallable[_corral_pb2.DetachRequest, _corral_pb2.DetachResponse]  # type: ignore[assignment]
+    """Ends the recognition in an attached session, and closes it. Its processes go on."""
+    Trace: _aio.UnaryStreamMultiCallable[_corral_pb2.TraceRequest, _corral_pb2.TraceResponse]  # type: ignore[assignment]
+    """Looks into one running call with tools that are compiled on the spot."""
+    Tier: _aio.UnaryUnaryMultiCallable[_corral_pb2.TierRequest, _corral_pb2.TierResponse]  # type: ignore[assignment]
+    """The inference tier: GPUs, engines, where each session's KV cache is, its context switches."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators: people with access to the operator socket, or a certificate that says so."""
@@ -319,5 +351,45 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_corral_pb2.DoctorResponse, _abc.Awaitable[_corral_pb2.DoctorResponse]]:
         """What this host can do and what it cannot, as the daemon found it."""
+
+    @_abc_1.abstractmethod
+    def SetBudget(
+        self,
+        request: _corral_pb2.SetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.SetBudgetResponse, _abc.Awaitable[_corral_pb2.SetBudgetResponse]]:
+        """Sets, changes or removes a budget of a tenant or a session."""
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request: _corral_pb2.AttachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.AttachResponse, _abc.Awaitable[_corral_pb2.AttachResponse]]:
+        """Makes sessions of what runs already: a process or containers. Their tool calls are recognised from then on."""
+
+    @_abc_1.abstractmethod
+    def Detach(
+        self,
+        request: _corral_pb2.DetachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.DetachResponse, _abc.Awaitable[_corral_pb2.DetachResponse]]:
+        """Ends the recognition in an attached session, and closes it. Its processes go on."""
+
+    @_abc_1.abstractmethod
+    def Trace(
+        self,
+        request: _corral_pb2.TraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_corral_pb2.TraceResponse], _abc.AsyncIterator[_corral_pb2.TraceResponse]]:
+        """Looks into one running call with tools that are compiled on the spot."""
+
+    @_abc_1.abstractmethod
+    def Tier(
+        self,
+        request: _corral_pb2.TierRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corral_pb2.TierResponse, _abc.Awaitable[_corral_pb2.TierResponse]]:
+        """The inference tier: GPUs, engines, where each session's KV cache is, its context switches."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
