@@ -19,11 +19,11 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, Stopping, answering, caller_is_gone
 from agentd.api.identity import Access, Kind, Principal
+from agentd.api.later import LaterAgentMethods
 from agentd.api.ports import HostPort
 from agentd.api.process import same_process
 from agentd.api.streams import Streams, merged
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from agentd.proto.corral.v1 import corral_pb2_grpc
 from controller.model import (
     CallView,
     ControllerError,
@@ -44,7 +44,7 @@ TenantUids = Callable[[str], frozenset[int]]
 _log: Final = structlog.get_logger("corral.api")
 
 
-class AgentServicer(corral_pb2_grpc.AgentServiceServicer):
+class AgentServicer(LaterAgentMethods):
     """Of one listener. Every method ends by an answer or by one status (errors.py); none raises."""
 
     def __init__(self, host: HostPort, access: Access, tenant_uids: TenantUids) -> None:

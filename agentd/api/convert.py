@@ -51,6 +51,7 @@ CALL_STATE: Final = {
     CallState.RUNNING: pb.CALL_STATE_RUNNING,
     CallState.BRAKED: pb.CALL_STATE_BRAKED,
     CallState.FROZEN: pb.CALL_STATE_FROZEN,
+    CallState.THROTTLED: pb.CALL_STATE_THROTTLED,
     CallState.ENDED: pb.CALL_STATE_ENDED,
 }
 _FROM_ON_PRESSURE: Final = {

@@ -22,18 +22,18 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, Stopping, answering
 from agentd.api.identity import Access
+from agentd.api.later import LaterOperatorMethods
 from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort
 from agentd.api.streams import MAX_OPERATOR_STREAMS, Streams, Tick, merged
 from agentd.processes import processes_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from agentd.proto.corral.v1 import corral_pb2_grpc
 from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
 
 # Fields of HostStatus that the ledger does not keep.
 _OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
-class OperatorServicer(corral_pb2_grpc.OperatorServiceServicer):
+class OperatorServicer(LaterOperatorMethods):
     """Of one listener. Every method asks first whether an operator is calling."""
 
     def __init__(

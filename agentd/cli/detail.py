@@ -300,7 +300,7 @@ def living_in_words(known: Known) -> list[str]:
             ]
         case pb.CALL_STATE_FROZEN:
             return [f"{call.id} has been frozen for {held}{why}.", f"'corral thaw {call.id}' lets it go on."]
-        case pb.CALL_STATE_RUNNING:
+        case pb.CALL_STATE_RUNNING | pb.CALL_STATE_THROTTLED:
             room = f", brake at {brake}" if brake != "-" else ", no brake armed"
             braked = (
                 f" It was braked {call.brakes}× and held {format_duration(call.held_seconds)}." if call.brakes else ""

@@ -14,6 +14,7 @@ from agentd.units import format_bytes, format_duration
 STATES: Final[dict[int, Cell]] = {
     pb.CALL_STATE_QUEUED: Cell("queued", Style.COLD),
     pb.CALL_STATE_RUNNING: Cell("running", Style.GOOD),
+    pb.CALL_STATE_THROTTLED: Cell("throttled", Style.WARN),
     pb.CALL_STATE_BRAKED: Cell("braked", Style.WARN),
     pb.CALL_STATE_FROZEN: Cell("frozen", Style.COLD),
     pb.CALL_STATE_ENDED: Cell("ended", Style.DIM),

@@ -19,6 +19,7 @@ EVENT_ACTIONS = frozenset(("brake", "raise", "freeze", "thaw", "kill", "throttle
 _STATES = {
     pb.CALL_STATE_QUEUED: Cell("… queued", Style.COLD),
     pb.CALL_STATE_RUNNING: Cell("▶ running", Style.GOOD),
+    pb.CALL_STATE_THROTTLED: Cell("▷ throttled", Style.WARN),
     pb.CALL_STATE_BRAKED: Cell("■ braked", Style.WARN),
     pb.CALL_STATE_FROZEN: Cell("❄ frozen", Style.COLD),
     pb.CALL_STATE_ENDED: Cell("✓ ended", Style.DIM),

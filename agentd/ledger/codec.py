@@ -63,6 +63,7 @@ STATE_NUMBER: Final = {
     CallState.RUNNING: 2,
     CallState.FROZEN: 3,
     CallState.BRAKED: 4,
+    CallState.THROTTLED: 5,
 }
 _STATE: Final = {number: state for state, number in STATE_NUMBER.items()}
 

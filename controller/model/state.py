@@ -17,6 +17,7 @@ class CallState(StrEnum):
     RUNNING = "running"
     BRAKED = "braked"  # stopped at its threshold; a policy decides within its bound
     FROZEN = "frozen"  # held by an operator or the ladder
+    THROTTLED = "throttled"  # runs, and was slowed by the ladder until pressure goes
     ENDED = "ended"
 
 

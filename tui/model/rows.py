@@ -27,6 +27,7 @@ class State:
 STATES: Final[dict[int, State]] = {
     pb.CALL_STATE_QUEUED: State("queued", "…", "cyan"),
     pb.CALL_STATE_RUNNING: State("running", "●", "green"),
+    pb.CALL_STATE_THROTTLED: State("throttled", "◐", "yellow"),
     pb.CALL_STATE_BRAKED: State("braked", "■", "bold yellow"),
     pb.CALL_STATE_FROZEN: State("frozen", "❄", "bright_blue"),
     pb.CALL_STATE_ENDED: State("ended", "✓", "dim"),

@@ -108,7 +108,7 @@ class InferenceBinding(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., conversation: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight", "egress_bytes_per_second", "io_bytes_per_second")
+    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight")
     MEMORY_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LOW_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -116,8 +116,6 @@ class Limits(_message.Message):
     CPU_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     IO_WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    EGRESS_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
-    IO_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     memory_max_bytes: int
     memory_high_bytes: int
     memory_low_bytes: int
@@ -125,9 +123,7 @@ class Limits(_message.Message):
     cpu_weight: int
     pids: int
     io_weight: int
-    egress_bytes_per_second: int
-    io_bytes_per_second: int
-    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ..., egress_bytes_per_second: _Optional[int] = ..., io_bytes_per_second: _Optional[int] = ...) -> None: ...
+    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("limits", "notify_bytes", "brake_bytes", "priority", "enforced", "notes", "budgets")
@@ -148,7 +144,7 @@ class Grant(_message.Message):
     def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., notify_bytes: _Optional[int] = ..., brake_bytes: _Optional[int] = ..., priority: _Optional[int] = ..., enforced: _Optional[bool] = ..., notes: _Optional[_Iterable[str]] = ..., budgets: _Optional[_Iterable[_Union[Budget, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("cpu_usec", "cpu_user_usec", "cpu_system_usec", "memory_now_bytes", "memory_peak_bytes", "pids_now", "faults", "major_faults", "read_bytes", "written_bytes", "disk_read_bytes", "disk_written_bytes", "net_rx_bytes", "net_tx_bytes", "forks", "execs", "run_wait_usec", "switches", "memory_stall_usec", "cpu_stall_usec", "io_stall_usec", "oom_kills", "gpu_memory_bytes", "gpu_seconds", "gpu_joules")
+    __slots__ = ("cpu_usec", "cpu_user_usec", "cpu_system_usec", "memory_now_bytes", "memory_peak_bytes", "pids_now", "faults", "major_faults", "read_bytes", "written_bytes", "disk_read_bytes", "disk_written_bytes", "net_rx_bytes", "net_tx_bytes", "forks", "execs", "run_wait_usec", "switches", "memory_stall_usec", "cpu_stall_usec", "io_stall_usec", "oom_kills")
     CPU_USEC_FIELD_NUMBER: _ClassVar[int]
     CPU_USER_USEC_FIELD_NUMBER: _ClassVar[int]
     CPU_SYSTEM_USEC_FIELD_NUMBER: _ClassVar[int]
@@ -171,9 +167,6 @@ class Usage(_message.Message):
     CPU_STALL_USEC_FIELD_NUMBER: _ClassVar[int]
     IO_STALL_USEC_FIELD_NUMBER: _ClassVar[int]
     OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
-    GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
-    GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    GPU_JOULES_FIELD_NUMBER: _ClassVar[int]
     cpu_usec: int
     cpu_user_usec: int
     cpu_system_usec: int
@@ -196,10 +189,7 @@ class Usage(_message.Message):
     cpu_stall_usec: int
     io_stall_usec: int
     oom_kills: int
-    gpu_memory_bytes: int
-    gpu_seconds: float
-    gpu_joules: float
-    def __init__(self, cpu_usec: _Optional[int] = ..., cpu_user_usec: _Optional[int] = ..., cpu_system_usec: _Optional[int] = ..., memory_now_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., pids_now: _Optional[int] = ..., faults: _Optional[int] = ..., major_faults: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., disk_read_bytes: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., net_rx_bytes: _Optional[int] = ..., net_tx_bytes: _Optional[int] = ..., forks: _Optional[int] = ..., execs: _Optional[int] = ..., run_wait_usec: _Optional[int] = ..., switches: _Optional[int] = ..., memory_stall_usec: _Optional[int] = ..., cpu_stall_usec: _Optional[int] = ..., io_stall_usec: _Optional[int] = ..., oom_kills: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_seconds: _Optional[float] = ..., gpu_joules: _Optional[float] = ...) -> None: ...
+    def __init__(self, cpu_usec: _Optional[int] = ..., cpu_user_usec: _Optional[int] = ..., cpu_system_usec: _Optional[int] = ..., memory_now_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., pids_now: _Optional[int] = ..., faults: _Optional[int] = ..., major_faults: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., disk_read_bytes: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., net_rx_bytes: _Optional[int] = ..., net_tx_bytes: _Optional[int] = ..., forks: _Optional[int] = ..., execs: _Optional[int] = ..., run_wait_usec: _Optional[int] = ..., switches: _Optional[int] = ..., memory_stall_usec: _Optional[int] = ..., cpu_stall_usec: _Optional[int] = ..., io_stall_usec: _Optional[int] = ..., oom_kills: _Optional[int] = ...) -> None: ...
 
 class Decision(_message.Message):
     __slots__ = ("at", "action", "policy", "reason", "tenant_id", "session_id", "call_id", "evidence")
