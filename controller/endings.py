@@ -144,7 +144,7 @@ class Endings:
             self._shared.decide(
                 call, Action.ADOPT, "leftovers", f"{count} processes outlived the call and belong to the session now"
             )
-        call.usage = usage
+        call.measured(usage)
         self._settle(call, leftovers=count, measured=True)
 
     def _end_leftovers(self, call: Call) -> None:
@@ -172,7 +172,7 @@ class Endings:
         shared = self._shared
         if not measured:
             try:
-                call.usage = shared.backend.usage(call.ref)
+                call.measured(shared.backend.usage(call.ref))
                 measured = True
             except ControllerError as err:
                 log.warning("a call's last reading failed; the last sample stands", call=call.id, error=str(err))

@@ -367,7 +367,7 @@ class Host:
             return ended
         call = self.registry.call(call_id)
         if not call.queued:
-            call.usage = self.shared.backend.usage(call.ref)
+            call.measured(self.shared.backend.usage(call.ref))
         return call.view()
 
     def processes(self, call_id: CallId) -> Sequence[int]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controller.backend import CallRef, SessionRecord
 from controller.model import (
@@ -144,6 +144,27 @@ class Call:
         if "operator" in self.held_by:
             return CallState.FROZEN
         return CallState.BRAKED if self.held_by else CallState.RUNNING
+
+    def measured(self, usage: Usage) -> None:
+        """A new reading of the kernel's counters. What was counted of GPUs stays: nothing in the kernel counts it."""
+        old = self.usage
+        if old.gpu_seconds is not None:
+            usage = replace(
+                usage,
+                gpu_memory_bytes=old.gpu_memory_bytes,
+                gpu_seconds=old.gpu_seconds,
+                gpu_joules=old.gpu_joules,
+            )
+        self.usage = usage
+
+    def used_gpu(self, memory_bytes: int, seconds: float, joules: float) -> None:
+        """Bytes that it holds now; seconds and joules since the last time."""
+        self.usage = replace(
+            self.usage,
+            gpu_memory_bytes=memory_bytes,
+            gpu_seconds=(self.usage.gpu_seconds or 0.0) + seconds,
+            gpu_joules=(self.usage.gpu_joules or 0.0) + joules,
+        )
 
     def held_now(self, now: float) -> float:
         """Seconds held so far, the present hold included."""

@@ -76,7 +76,7 @@ class Sampler:
         for call in calls:
             usage = sampled.usage.get(call.id)
             if usage is not None and call.outcome is None:
-                call.usage = usage if record else _over(call.usage, usage)
+                call.measured(usage if record else _over(call.usage, usage))
                 if record:
                     self._shared.journal.sample(at, call.id, call.state, usage)
 

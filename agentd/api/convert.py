@@ -254,6 +254,9 @@ def usage_to_proto(usage: Usage) -> pb.Usage:
         cpu_stall_usec=usage.cpu_stall_usec,
         io_stall_usec=usage.io_stall_usec,
         oom_kills=usage.oom_kills,
+        gpu_memory_bytes=usage.gpu_memory_bytes,
+        gpu_seconds=usage.gpu_seconds,
+        gpu_joules=usage.gpu_joules,
     )
 
 

@@ -16,7 +16,7 @@ from agentd.ledger.errors import (
     NotALedger,
 )
 from agentd.ledger.reader import LedgerReader
-from agentd.ledger.records import CallRecord, Health, Sample, Total
+from agentd.ledger.records import CallRecord, Health, Sample, Switch, Total
 from agentd.ledger.retention import RetentionPolicy
 from agentd.ledger.writer import Ledger, LedgerSettings
 
@@ -41,5 +41,6 @@ __all__ = [
     "NotALedger",
     "RetentionPolicy",
     "Sample",
+    "Switch",
     "Total",
 ]

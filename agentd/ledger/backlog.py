@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from agentd.ledger.records import Switch
 from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
 
 SAMPLE_LINGER: Final = (
@@ -45,7 +46,7 @@ class Marker:
     reached: Callable[[], None]
 
 
-Record = TenantView | SessionView | SessionClosed | CallBegun | CallEnded | Decision | Marker
+Record = TenantView | SessionView | SessionClosed | CallBegun | CallEnded | Decision | Switch | Marker
 SampleItem = tuple[float, CallId, CallState, Usage]
 
 

@@ -15,6 +15,7 @@ import structlog
 
 from agentd.ledger import codec
 from agentd.ledger.backlog import Batch, CallBegun, CallEnded, Marker, Record, SampleItem, SessionClosed
+from agentd.ledger.records import Switch
 from controller.model import CallId, CallState, Decision, SessionView, TenantView, Usage
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +63,7 @@ _ENDED: Final = _insert(
     "calls", codec.ENDED, f"ON CONFLICT (id) DO UPDATE SET {_update(codec.ENDED)} WHERE calls.ended_at IS NULL"
 )
 _DECISION: Final = _insert("decisions", codec.DECISION, "ON CONFLICT DO NOTHING")
+_SWITCH: Final = _insert("switches", codec.SWITCH, "ON CONFLICT DO NOTHING")
 _SAMPLE: Final = _insert("samples", codec.SAMPLE, "ON CONFLICT DO NOTHING")
 _SEQ: Final = "SELECT seq FROM calls WHERE id = ?"
 
@@ -128,6 +130,7 @@ class BatchWriter:
         begun: list[codec.Row] = []
         ended: list[codec.Row] = []
         decisions: list[codec.Row] = []
+        switches: list[codec.Row] = []
         callbacks: list[Callable[[], None]] = []
         for record in records:
             match record:
@@ -141,6 +144,8 @@ class BatchWriter:
                     callbacks.append(committed)
                 case Decision():
                     decisions.append(codec.decision_row(record))
+                case Switch():
+                    switches.append(codec.switch_row(record))
                 case SessionView():
                     sessions.append(codec.session_row(record))
                 case SessionClosed(session_id, at):
@@ -157,6 +162,7 @@ class BatchWriter:
             (_BEGUN, begun),
             (_ENDED, ended),
             (_DECISION, decisions),
+            (_SWITCH, switches),
         ):
             if rows:
                 connection.executemany(statement, rows)

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from agentd.ledger.errors import LedgerDamagedRecord
-from agentd.ledger.records import Sample
+from agentd.ledger.records import Sample, Switch
 from controller.model import (
     Action,
     CallId,
@@ -52,6 +52,7 @@ BEGUN: Final = (
 OUTCOME: Final = ("ended_at", "reason", "wait_status", "wall_seconds", "leftovers", "summary", "suggestions")
 ENDED: Final = (*BEGUN, *OUTCOME)
 DECISION: Final = ("at", "action", "policy", "reason", "tenant_id", "session_id", "call_id", "evidence")
+SWITCH: Final = tuple(f.name for f in fields(Switch))
 SAMPLE: Final = ("slot", "call", "at", "state", *SAMPLED)
 
 SLOT_SECONDS: Final = 10  # as in 0001_initial.sql
@@ -123,6 +124,21 @@ def decision_row(decision: Decision) -> Row:
         decision.session_id,
         decision.call_id,
         _json({name: number if math.isfinite(number) else str(number) for name, number in decision.evidence.items()}),
+    )
+
+
+def switch_row(switch: Switch) -> Row:
+    return (
+        switch.at,
+        switch.tenant_id,
+        switch.session_id,
+        _text(switch.engine),
+        _text(switch.conversation),
+        switch.kind,
+        _text(switch.why),
+        min(switch.tokens, _INT64_MAX),
+        min(switch.bytes, _INT64_MAX),
+        switch.seconds,
     )
 
 
@@ -218,6 +234,10 @@ def decision(row: sqlite3.Row, path: Path) -> Decision:
         )
     except (msgspec.DecodeError, ControllerError, ValueError) as err:
         _damaged(path, "decisions", str(row["seq"]), err)
+
+
+def switch(row: sqlite3.Row) -> Switch:
+    return Switch(**{name: row[name] for name in SWITCH})
 
 
 def sample(row: sqlite3.Row, path: Path) -> Sample:

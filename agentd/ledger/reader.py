@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from agentd.ledger import codec, schema
 from agentd.ledger.errors import LedgerMisuse
-from agentd.ledger.records import CallRecord, Sample, Total
+from agentd.ledger.records import CallRecord, Sample, Switch, Total
 from controller.model import CallId, Decision, SessionId, SessionView, TenantId, TenantView
 
 _EVER: Final = -(1 << 52)  # seconds, or slots: before and after everything, exact as a float
@@ -173,6 +173,26 @@ class LedgerReader:
                 thin = {}
             rows = connection.execute(query, {**source.values, **thin, "limit": limit}).fetchall()
         return [codec.sample(row, self._path) for row in rows]
+
+    def switches(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        session_id: SessionId | None = None,
+        limit: int = 200,
+    ) -> list[Switch]:
+        """Context switches of KV caches, in order of time; where there are more than ``limit``, the newest."""
+        where = _Where()
+        where.add("at >= ?", since)
+        where.add("at < ?", until)
+        where.add("session_id = ?", session_id)
+        with self._reading() as connection:
+            rows = connection.execute(
+                f"SELECT * FROM switches{where} ORDER BY at DESC, seq DESC LIMIT ?",  # noqa: S608
+                (*where.values, limit),
+            ).fetchall()
+        return [codec.switch(row) for row in reversed(rows)]
 
     def tenants(self) -> list[TenantView]:
         """All that there ever were, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controller.model import CallId, CallState, CallView
+from controller.model import CallId, CallState, CallView, SessionId, TenantId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,23 @@ class Total:
     run_wait_usec: int | None
     memory_stall_usec: int | None
     oom_kills: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """A context switch of one session's KV cache (docs/gpu.md): what moved, when (unix seconds), why, and how long the
+    move took. ``kind`` is preempted, offloaded, restored, dropped or recomputed; ``bytes`` 0: not known."""
+
+    at: float
+    tenant_id: TenantId
+    session_id: SessionId
+    engine: str
+    conversation: str
+    kind: str
+    why: str
+    tokens: int
+    bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What the ledger forgets: by age, and by the size of its file.
 
-Samples go first, they are the bulk; then calls that have ended, with their decisions and samples; then decisions of no
-call and sessions of which nothing is left. Tenants and open calls stay. The work is cut in steps, each one short
-transaction, so that the writer thread is back at its records within milliseconds.
+Samples go first, they are the bulk; then context switches of KV caches; then calls that have ended, with their
+decisions and samples; then decisions of no call and sessions of which nothing is left. Tenants and open calls stay. The
+work is cut in steps, each one short transaction, so that the writer thread is back at its records within milliseconds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Retention:
                 if not self._delete_calls(connection, self._cutoff):
                     self._phase = _Phase.AGE_REST
             case _Phase.AGE_REST:
-                if not self._delete_rest(connection):
+                if not (self._delete_switches(connection, self._cutoff) or self._delete_rest(connection)):
                     self._phase = _Phase.SIZE
             case _Phase.SIZE:
                 if not self._shrink(connection):
@@ -85,7 +85,11 @@ class Retention:
         if used_bytes(connection) <= bound:
             return False
         self._shrinking = True
-        return self._delete_samples(connection, None) or self._delete_calls(connection, None)
+        return (
+            self._delete_samples(connection, None)
+            or self._delete_switches(connection, None)
+            or self._delete_calls(connection, None)
+        )
 
     def _delete_samples(self, connection: sqlite3.Connection, before: float | None) -> bool:
         with _Transaction(connection):
@@ -95,6 +99,15 @@ class Retention:
                 (_END_OF_TIME if before is None else slot_of(before), SAMPLES_A_STEP),
             ).rowcount
         self.deleted_samples += gone
+        return gone > 0
+
+    def _delete_switches(self, connection: sqlite3.Connection, before: float | None) -> bool:
+        with _Transaction(connection):
+            gone = connection.execute(
+                "DELETE FROM switches WHERE seq IN "
+                "(SELECT seq FROM switches WHERE ?1 IS NULL OR at < ?1 ORDER BY at LIMIT ?2)",
+                (before, SAMPLES_A_STEP),
+            ).rowcount
         return gone > 0
 
     def _delete_calls(self, connection: sqlite3.Connection, before: float | None) -> bool:

@@ -30,7 +30,7 @@ from agentd.ledger.errors import (
     LedgerReadOnly,
     LedgerUnwritten,
 )
-from agentd.ledger.records import Health
+from agentd.ledger.records import Health, Switch
 from agentd.ledger.retention import Retention, RetentionPolicy
 from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
 
@@ -168,6 +168,10 @@ class Ledger:
 
     def decision(self, decision: Decision, /) -> None:
         self._open().put(decision)
+
+    def context_switch(self, switch: Switch, /) -> None:
+        """Of a session's KV cache; not a Journal's: the controller knows of none."""
+        self._open().put(switch)
 
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None:
         self._open().put_sample((at, call_id, state, usage))

@@ -35,3 +35,6 @@ class Usage:
     cpu_stall_usec: int | None = None
     io_stall_usec: int | None = None
     oom_kills: int | None = None
+    gpu_memory_bytes: int | None = None  # that its processes hold, on all GPUs, at the last sample
+    gpu_seconds: float | None = None  # its share of the SMs x time, summed over the GPUs, as the driver samples it
+    gpu_joules: float | None = None  # of the GPUs' energy, by the same share; idle power is nobody's

@@ -162,7 +162,12 @@ def same(value: Any, message: Message) -> None:
         assert (dict(got) if isinstance(expected, dict) else got) == expected, name
 
 
-@given(st.builds(Usage, **{field.name: U64 for field in fields(Usage) if not field.name.startswith("cpu_u")}))
+def counter(name: str) -> st.SearchStrategy[float | None]:
+    # GPU-seconds and joules are no whole numbers, and travel as such
+    return st.none() | st.floats(0, 1e15) if name in ("gpu_seconds", "gpu_joules") else U64
+
+
+@given(st.builds(Usage, **{f.name: counter(f.name) for f in fields(Usage) if not f.name.startswith("cpu_u")}))
 def test_usage(usage: Usage) -> None:
     known = replace(usage, cpu_usec=usage.cpu_usec or 0, cpu_user_usec=usage.cpu_user_usec or 0, cpu_system_usec=0)
     same(known, convert.usage_to_proto(known))

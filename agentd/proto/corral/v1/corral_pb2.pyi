@@ -144,7 +144,7 @@ class Grant(_message.Message):
     def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., notify_bytes: _Optional[int] = ..., brake_bytes: _Optional[int] = ..., priority: _Optional[int] = ..., enforced: _Optional[bool] = ..., notes: _Optional[_Iterable[str]] = ..., budgets: _Optional[_Iterable[_Union[Budget, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("cpu_usec", "cpu_user_usec", "cpu_system_usec", "memory_now_bytes", "memory_peak_bytes", "pids_now", "faults", "major_faults", "read_bytes", "written_bytes", "disk_read_bytes", "disk_written_bytes", "net_rx_bytes", "net_tx_bytes", "forks", "execs", "run_wait_usec", "switches", "memory_stall_usec", "cpu_stall_usec", "io_stall_usec", "oom_kills")
+    __slots__ = ("cpu_usec", "cpu_user_usec", "cpu_system_usec", "memory_now_bytes", "memory_peak_bytes", "pids_now", "faults", "major_faults", "read_bytes", "written_bytes", "disk_read_bytes", "disk_written_bytes", "net_rx_bytes", "net_tx_bytes", "forks", "execs", "run_wait_usec", "switches", "memory_stall_usec", "cpu_stall_usec", "io_stall_usec", "oom_kills", "gpu_memory_bytes", "gpu_seconds", "gpu_joules")
     CPU_USEC_FIELD_NUMBER: _ClassVar[int]
     CPU_USER_USEC_FIELD_NUMBER: _ClassVar[int]
     CPU_SYSTEM_USEC_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,9 @@ class Usage(_message.Message):
     CPU_STALL_USEC_FIELD_NUMBER: _ClassVar[int]
     IO_STALL_USEC_FIELD_NUMBER: _ClassVar[int]
     OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GPU_JOULES_FIELD_NUMBER: _ClassVar[int]
     cpu_usec: int
     cpu_user_usec: int
     cpu_system_usec: int
@@ -189,7 +192,10 @@ class Usage(_message.Message):
     cpu_stall_usec: int
     io_stall_usec: int
     oom_kills: int
-    def __init__(self, cpu_usec: _Optional[int] = ..., cpu_user_usec: _Optional[int] = ..., cpu_system_usec: _Optional[int] = ..., memory_now_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., pids_now: _Optional[int] = ..., faults: _Optional[int] = ..., major_faults: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., disk_read_bytes: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., net_rx_bytes: _Optional[int] = ..., net_tx_bytes: _Optional[int] = ..., forks: _Optional[int] = ..., execs: _Optional[int] = ..., run_wait_usec: _Optional[int] = ..., switches: _Optional[int] = ..., memory_stall_usec: _Optional[int] = ..., cpu_stall_usec: _Optional[int] = ..., io_stall_usec: _Optional[int] = ..., oom_kills: _Optional[int] = ...) -> None: ...
+    gpu_memory_bytes: int
+    gpu_seconds: float
+    gpu_joules: float
+    def __init__(self, cpu_usec: _Optional[int] = ..., cpu_user_usec: _Optional[int] = ..., cpu_system_usec: _Optional[int] = ..., memory_now_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., pids_now: _Optional[int] = ..., faults: _Optional[int] = ..., major_faults: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., disk_read_bytes: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., net_rx_bytes: _Optional[int] = ..., net_tx_bytes: _Optional[int] = ..., forks: _Optional[int] = ..., execs: _Optional[int] = ..., run_wait_usec: _Optional[int] = ..., switches: _Optional[int] = ..., memory_stall_usec: _Optional[int] = ..., cpu_stall_usec: _Optional[int] = ..., io_stall_usec: _Optional[int] = ..., oom_kills: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_seconds: _Optional[float] = ..., gpu_joules: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
     __slots__ = ("at", "action", "policy", "reason", "tenant_id", "session_id", "call_id", "evidence")
