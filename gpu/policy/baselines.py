@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu.policy.types import KvAction, KvDecision, Pause, Tier, evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Place, Tier, evict
 
 
 def _oldest_first(pauses: Sequence[Pause]) -> list[Pause]:
     return sorted(pauses, key=lambda pause: (pause.last_used, pause.session))
 
 
+def _resident(pauses: Sequence[Pause]) -> list[Pause]:
+    return [pause for pause in pauses if pause.where is Place.RESIDENT]
+
+
 @dataclass(frozen=True, slots=True)
-class AlwaysKeep:
+class AlwaysKeep(Defaults):
     """Holds KV until the pool is full; then the least recently used goes, since something must."""
 
     name: str = "always-keep"
@@ -33,7 +37,7 @@ class AlwaysKeep:
 
 
 @dataclass(frozen=True, slots=True)
-class AlwaysDrop:
+class AlwaysDrop(Defaults):
     """What an engine does that frees a request's KV at its end."""
 
     name: str = "always-drop"
@@ -45,11 +49,11 @@ class AlwaysDrop:
         return self.at_pause(pause, tier)
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        return tuple(self.at_pause(pause, tier) for pause in _oldest_first(pauses) if pause.tokens)
+        return tuple(self.at_pause(pause, tier) for pause in _oldest_first(_resident(pauses)) if pause.tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class AlwaysOffload:
+class AlwaysOffload(Defaults):
     """Moves KV out at every tool call, as long as there is room for it; drops it otherwise."""
 
     name: str = "always-offload"
@@ -67,7 +71,7 @@ class AlwaysOffload:
 
 
 @dataclass(frozen=True, slots=True)
-class LeastRecentlyUsed:
+class LeastRecentlyUsed(Defaults):
     """Keeps until the pool is full; then puts out whoever ran longest ago, offloaded where there is room."""
 
     name: str = "lru"

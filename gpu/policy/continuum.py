@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gpu.policy.types import KvAction, KvDecision, Pause, Tier, evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier, evict
 
 COLD_SECONDS: Final = 2.0  # until there are enough samples
 COLD_SAMPLES: Final = 100
@@ -36,7 +36,7 @@ def time_to_live(durations: Sequence[float], gain: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continuum:
+class Continuum(Defaults):
     """
     :param eta: weight of the queueing delay
     :param offload: whether what outlived its time is offloaded where there is room (the paper's engine drops it)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu.policy.types import KvAction, KvDecision, Pause, Tier, evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier, evict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def waste(pause: Pause, tier: Tier, *, remaining: float, chunks: int = 1) -> Was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferCept:
+class InferCept(Defaults):
     """
     :param unknown: seconds that a call of which nothing is known is taken to last
     :param chunks: of a recomputation (the engine's chunked prefill); 1: none

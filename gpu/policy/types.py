@@ -1,7 +1,9 @@
 """What a KV policy sees and what it says. Pure values: tokens, bytes, seconds.
 
-A policy is asked when a tool call begins (``at_pause``), when a time to live has passed (``expired``), and when the KV
-pool must give room (``under_pressure``). It answers with decisions, each with the numbers that justified it.
+A policy is asked when a tool call begins (``at_pause``), when a time to live has passed (``expired``), when the KV
+pool must give room (``under_pressure``), when KV has been offloaded (``before_return``: fetch it ahead of the call's
+end?), when turns wait (``order``), when a session is new (``admit``), and for what the host should know (``hints``).
+It answers with decisions, each with the numbers that justified it. ``Defaults`` answers what a policy has no rule for.
 """
 
 from __future__ import annotations
@@ -21,12 +23,21 @@ class KvAction(StrEnum):
     DROP = "drop"
 
 
+class Place(StrEnum):
+    """Where a session's KV is."""
+
+    RESIDENT = "resident"  # in the engine's pool
+    OFFLOADED = "offloaded"
+    DROPPED = "dropped"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
     """A session whose model waits for a tool.
 
     ``expected``: seconds that the call will take from its begin, as declared or learned; None: unknown.
     ``durations``: what earlier calls of its class took, unsorted. ``elapsed``: seconds since the call began.
+    ``waited``: seconds that this session's turns have waited for KV that had been put out, for fairness.
     """
 
     session: str
@@ -35,9 +46,11 @@ class Pause:
     expected: float | None = None
     durations: Sequence[float] = ()
     last_used: float = 0.0  # a clock's seconds: for least recent use
+    where: Place = Place.RESIDENT
+    waited: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.tokens < 0 or self.elapsed < 0 or (self.expected is not None and self.expected < 0):
+        if min(self.tokens, self.elapsed, self.waited) < 0 or (self.expected is not None and self.expected < 0):
             raise InvalidValue(
                 f"session {self.session}: pause of {self.tokens} tokens, {self.elapsed} s, expected {self.expected} s",
                 remedy="counts and times are not negative",
@@ -61,6 +74,8 @@ class Tier:
 
     ``running_tokens``: of the requests that run now and would wait for a recomputation (InferCept's C_other, C_batch).
     ``offload_free``: bytes; 0: the engine cannot offload. ``queueing``: mean wait of recent requests (seconds).
+    ``waiting_tokens``: that turns in the queue need and do not have. ``paused``: all sessions whose tool runs, from
+    whom the price of the pool can be told; empty: not known.
     """
 
     bytes_per_token: int
@@ -71,9 +86,12 @@ class Tier:
     swap: SwapModel | None = None
     offload_free: int = 0
     queueing: float = 0.0
+    waiting_tokens: int = 0
+    paused: Sequence[Pause] = ()
 
     def __post_init__(self) -> None:
-        if self.bytes_per_token <= 0 or min(self.capacity, self.used, self.running_tokens, self.offload_free) < 0:
+        sizes = (self.capacity, self.used, self.running_tokens, self.offload_free, self.waiting_tokens)
+        if self.bytes_per_token <= 0 or min(sizes) < 0:
             raise InvalidValue("a tier with negative sizes", remedy="take them from the engine's metrics")
 
     def can_offload(self, tokens: int) -> bool:
@@ -88,6 +106,55 @@ class KvDecision:
     action: KvAction
     why: str
     ttl: float | None = None
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Fetch a session's offloaded KV ``after`` seconds from now (0: at once), if its call still runs then."""
+
+    session: str
+    after: float
+    why: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A turn that waits to run. ``tokens``: of KV that it needs in the pool, those that it has there included.
+
+    ``waited``: seconds in the queue. ``priority``: 0 to 100, higher first.
+    """
+
+    session: str
+    tokens: int
+    waited: float = 0.0
+    priority: int = 50
+    where: Place = Place.DROPPED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Whether a new session may begin now. Where it may not: ask again when a turn or a session has ended."""
+
+    admitted: bool
+    why: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostHint:
+    """What the host should know of a session's tool call.
+
+    ``urgency``: -1 to 1; above 0: run it first, its KV holds up others; below 0: it can yield, its turn would
+    queue anyway.
+    ``slack``: seconds that it can lose without delaying its session.
+    """
+
+    session: str
+    urgency: float
+    slack: float
+    why: str
     evidence: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -106,18 +173,59 @@ class KvPolicy(Protocol):
         ...
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        """Make room for ``need`` tokens: whom to put out, in order, until it is enough. Kept ones are not named."""
+        """Make room for ``need`` tokens: whom to put out, in order, until it is enough. Kept ones are not named.
+
+        ``pauses`` may hold offloaded ones, too: to drop one of those makes room for what is offloaded after it, and
+        counts nothing towards ``need``.
+        """
+        ...
+
+    def before_return(self, pause: Pause, tier: Tier) -> Restore | None:
+        """A paused session's KV lies outside of the pool: when to fetch it. None: when its call has ended."""
+        ...
+
+    def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
+        """All sessions of ``waiting``, in the order in which their turns should run."""
+        ...
+
+    def admit(self, need: int, tier: Tier) -> Admission:
+        """A new session, whose first turn needs ``need`` tokens of KV."""
+        ...
+
+    def hints(self, pauses: Sequence[Pause], tier: Tier) -> tuple[HostHint, ...]:
+        """Those tool calls that the host should run earlier or later than it would. Others are not named."""
         ...
 
 
+class Defaults:
+    """First come, first served; everyone is admitted; KV comes back when it is needed; the host is told nothing."""
+
+    __slots__ = ()
+
+    def before_return(self, pause: Pause, tier: Tier) -> Restore | None:
+        return None
+
+    def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
+        return tuple(one.session for one in sorted(waiting, key=lambda one: (-one.waited, one.session)))
+
+    def admit(self, need: int, tier: Tier) -> Admission:
+        return Admission(admitted=True, why="this policy admits all")
+
+    def hints(self, pauses: Sequence[Pause], tier: Tier) -> tuple[HostHint, ...]:
+        return ()
+
+
 def evict(order: Sequence[Pause], tier: Tier, need: int, why: str) -> tuple[KvDecision, ...]:
-    """Put out in the given order until ``need`` tokens are free: offloaded while there is room for it, else dropped."""
+    """Put out in the given order until ``need`` tokens are free: offloaded while there is room for it, else dropped.
+
+    What is outside of the pool already is left alone.
+    """
     decisions: list[KvDecision] = []
     room = tier.offload_free if tier.swap is not None else 0
     for pause in order:
         if need <= 0:
             break
-        if pause.tokens == 0:
+        if pause.tokens == 0 or pause.where is not Place.RESIDENT:
             continue
         size = pause.tokens * tier.bytes_per_token
         offload = size <= room
