@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from agentd.config.convert import Report, suggest
+from agentd.config.engines import check_engines
 from agentd.config.model import REFUSE, Config, TenantSection
 from controller.model import is_name
 
@@ -27,6 +28,7 @@ def check(config: Config, report: Report, *, accounts: bool) -> None:
     for name, tenant in config.tenants.items():
         _check_tenant(name, tenant, report)
     _check_default_tenant(config, report)
+    check_engines(config, report)
     if accounts:
         _check_accounts(config, report)
 

@@ -255,6 +255,100 @@ class MetricsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
 
 
+class GpuSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """GPUs, through NVIDIA's NVML."""
+
+    enabled: Annotated[
+        Literal["auto", "on", "off"],
+        doc(
+            "auto: use GPUs where there are any. on: likewise, and report it as a problem where they cannot be used. "
+            "off: never load NVML.",
+            live=True,
+        ),
+    ] = "auto"
+    interval: Annotated[
+        Annotated[float, _number("seconds", ge=0.1, le=60)],
+        doc("How often GPUs are read; stretched where it would cost more than budget.", live=True),
+    ] = 1.0
+    budget: Annotated[
+        _Share, doc("Share of one core that reading GPUs and asking engines may take, together.", live=True)
+    ] = 0.01
+
+
+class EngineSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One inference engine that agents think on."""
+
+    url: Annotated[_Text, doc("Where it serves, e.g. http://127.0.0.1:8080.", live=True)] = ""
+    kind: Annotated[
+        Literal["auto", "llamacpp", "vllm", "sglang", "lmcache"], doc("auto: found out from its metrics.", live=True)
+    ] = "auto"
+    api_key_file: Annotated[
+        Path | None, doc("File whose first line is the engine's API key, readable by the daemon alone.", live=True)
+    ] = None
+    timeout: Annotated[_Time, doc("How long one answer may take.", live=True)] = 10.0
+    interval: Annotated[
+        Annotated[float, _number("seconds", ge=0.1, le=60)],
+        doc("How often its metrics are read; stretched where it would cost more than gpu.budget.", live=True),
+    ] = 1.0
+    control: Annotated[
+        bool,
+        doc(
+            "Whether Corral may move and drop KV caches in it. Off: it is only observed. An engine may serve others "
+            "than Corral's sessions, so acting on it is for its operator to allow.",
+            live=True,
+        ),
+    ] = False
+    policy: Annotated[
+        Literal["ours", "infercept", "continuum", "keep", "drop", "offload", "lru", "off"],
+        doc("What decides over KV caches while tools run, where control is on (docs/gpu.md). off: nothing.", live=True),
+    ] = "ours"
+    bytes_per_token: Annotated[
+        _Count | None, doc("Of the KV cache. Not set: from the facts below, else learned from the engine.", live=True)
+    ] = None
+    layers: Annotated[_Count | None, doc("Of the model, to compute bytes_per_token.", live=True)] = None
+    kv_heads: Annotated[_Count | None, doc("Likewise: its key-value heads.", live=True)] = None
+    head_dim: Annotated[_Count | None, doc("Likewise: the size of a head.", live=True)] = None
+    bytes_per_element: Annotated[
+        Annotated[float, Meta(gt=0, le=8)], doc("Likewise: 2 for fp16 and bf16, 1 for fp8.", live=True)
+    ] = 2.0
+    gamma: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        doc("Weight of a generated token per token of its context, in prefill equivalents (docs/gpu.md).", live=True),
+    ] = 0.0
+    offload_budget: Annotated[_Size, doc("How much KV may lie outside of its pool at one time.", live=True)] = (
+        4 * 1024**3
+    )
+    offload_dir: Annotated[
+        Path | None,
+        doc(
+            "llama.cpp: the directory of its --slot-save-path, as this host sees it. Files of sessions that ended are "
+            "removed there; the server never does. Not set: they stay.",
+            live=True,
+        ),
+    ] = None
+    declared_slots: Annotated[
+        bool,
+        doc(
+            'llama.cpp: whether sessions may name their slot themselves, as conversation "slot:N" of an intent or a '
+            "reported turn. For agents that do not use the gateway; a session can then claim a free slot of another's.",
+            live=True,
+        ),
+    ] = False
+    priorities: Annotated[bool, doc("vLLM, SGLang: it was started with priority scheduling.", live=True)] = False
+    events: Annotated[_Text, doc("vLLM: ZeroMQ endpoint of its KV events, ipc:// or tcp://.", live=True)] = ""
+    replay: Annotated[_Text, doc("vLLM: the replay endpoint beside it.", live=True)] = ""
+    topic: Annotated[_Text, doc("vLLM: the topic of its KV events.", live=True)] = ""
+    pressure: Annotated[
+        _Share, doc("Share of its KV pool in use beyond which paused sessions are put out.", live=True)
+    ] = 0.9
+    prefill_rate: Annotated[
+        Annotated[float, Meta(gt=0, le=1e9)], doc("Tokens a second that it computes, until turns tell.", live=True)
+    ] = 2000.0
+    move_rate: Annotated[
+        Annotated[float, Meta(gt=0, le=1e15)], doc("Bytes a second that KV moves at, until moves tell.", live=True)
+    ] = 1e9
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of agentd. Without a file the defaults hold."""
 
@@ -269,6 +363,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: HostSection = field(default_factory=HostSection)
     ledger: LedgerSection = field(default_factory=LedgerSection)
     metrics: MetricsSection = field(default_factory=MetricsSection)
+    gpu: GpuSection = field(default_factory=GpuSection)
+    engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(
+        default_factory=dict
+    )
 
     @property
     def operator_socket(self) -> Path:

@@ -52,6 +52,7 @@ def schema() -> dict[str, Any]:
         "pattern": "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
         "not": {"const": "refuse"},
     }
+    definitions["Config"]["properties"]["engines"]["propertyNames"] = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **definitions.pop("Config"),
