@@ -20,6 +20,7 @@ from controller.model import (
     Reason,
     SessionId,
     SessionView,
+    Squeeze,
     TenantId,
     TenantView,
     Usage,
@@ -43,6 +44,13 @@ class KernelProof:
     oom_host_kills: int = 0
     pids_refused: int = 0
     connects_refused: int = 0
+
+
+class Squeezed(NamedTuple):
+    """What became of a squeeze: what is in force of it (None: nothing), and why the rest could not be had."""
+
+    applied: Squeeze | None
+    notes: tuple[str, ...] = ()
 
 
 class Listener(Protocol):
@@ -81,6 +89,7 @@ class CallRecord:
     held: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()  # the latest; the ledger may not have them yet
     killed_as: Reason | None = None  # it is being ended, for this reason
+    squeezed_seconds: float = 0.0  # over earlier squeezes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +163,10 @@ class Backend(Protocol):
         """Moves a process into the leaf. ``pidfd`` of it: a process that took over its number meanwhile is put back."""
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent, /) -> tuple[str, ...]: ...
+    def squeeze(self, ref: CallRef, squeeze: Squeeze | None, /) -> Squeezed:
+        """Slows a running call as far as this host can; None puts back what its grant says. It replaces an earlier
+        squeeze. What cannot be had never fails the call: it is said. Raises NoSuchGroup for a call that is gone."""
+
     def freeze(self, ref: CallRef, /) -> None: ...
     def thaw(self, ref: CallRef, stopped: Iterable[int], /) -> None:
         """Resumes the processes of ``stopped`` that are still in the leaf (SIGCONT), then thaws it."""

@@ -17,6 +17,7 @@ from controller.model import Action, ControllerError, Outcome, Reason, Tripwire
 from controller.policy.outcome import Proof, explain
 from controller.registry import Call, now
 from controller.shared import Shared
+from controller.throttle import end_squeeze
 
 log = structlog.get_logger("corral.endings")
 
@@ -169,6 +170,7 @@ class Endings:
             return
         call.cancel_timers()
         self.on_forget(call)
+        end_squeeze(call)
         shared = self._shared
         if not measured:
             try:

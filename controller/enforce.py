@@ -20,6 +20,7 @@ from controller.backend import (
     KernelProof,
     Listener,
     Sampled,
+    Squeezed,
     Whose,
 )
 from controller.cgroup import (
@@ -41,11 +42,13 @@ from controller.model import (
     ControllerError,
     Grant,
     Intent,
+    Squeeze,
     Tripwire,
     Usage,
 )
 from controller.records import encode
 from controller.rootlock import lock_root
+from controller.squeezing import apply, restore, under_squeeze
 
 log = structlog.get_logger("corral.enforce")
 
@@ -142,7 +145,7 @@ class Enforcer(Groups):
         group.create(grant.limits)
         try:
             group.oom_group(True)
-            leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
+            leaf = Leaf(ref=ref, group=group, cgroup_id=group.id, limits=grant.limits)
             if self._kernel is not None:
                 self._register(leaf, intent, grant.tripwire)
             self._know(leaf)
@@ -175,10 +178,12 @@ class Enforcer(Groups):
 
     def adopt_call(self, ref: CallRef, record: CallRecord) -> None:
         group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
-        leaf = Leaf(ref=ref, group=group, cgroup_id=group.id)
+        view = record.call
+        leaf = Leaf(ref=ref, group=group, cgroup_id=group.id, limits=view.grant.limits, squeeze=view.squeeze)
         if self._kernel is not None and leaf.cgroup_id not in self._kernel.registered():
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
-            self._register(leaf, record.call.intent, record.call.grant.tripwire)
+            self._register(leaf, view.intent, view.grant.tripwire)
+        restore(leaf)
         self._know(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
@@ -187,11 +192,15 @@ class Enforcer(Groups):
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         leaf = self._leaf(ref)
-        notes = leaf.group.set(grant.limits)
+        notes = leaf.group.set(grant.limits.merged(under_squeeze(leaf, grant.limits)))
+        leaf.limits = grant.limits
         if self._kernel is not None:
             self._kernel.arm(leaf.cgroup_id, notify=grant.tripwire.notify, brake=grant.tripwire.brake)
             self._kernel.set_network(leaf.cgroup_id, network_policy(intent))
         return notes
+
+    def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
+        return apply(self._leaf(ref), squeeze)
 
     def freeze(self, ref: CallRef) -> None:
         self._leaf(ref).group.freeze()

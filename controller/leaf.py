@@ -10,10 +10,11 @@ import structlog
 from bpf import Counters, NetworkPolicy
 from controller.backend import CallRef
 from controller.cgroup import FastStat, Group, GroupStat
-from controller.model import Intent, Network, Usage
+from controller.model import Intent, Limits, Network, Squeeze, Usage
 
 log = structlog.get_logger("corral.leaf")
 
+UNTOUCHED = Limits()
 _FIRST = b"1000"  # the most: as good as all of the memory that the OOM is about
 
 
@@ -22,6 +23,8 @@ class Leaf:
     ref: CallRef
     group: Group
     cgroup_id: int
+    limits: Limits = UNTOUCHED  # as granted
+    squeeze: Squeeze | None = None  # what is in force of it
     stat: GroupStat | None = None  # of the last time that all of it was read
 
 

@@ -27,6 +27,7 @@ from controller.backend import (
     Listener,
     Sampled,
     SessionRecord,
+    Squeezed,
     Whose,
 )
 from controller.model import (
@@ -38,6 +39,7 @@ from controller.model import (
     NotAllowed,
     NotFound,
     SessionId,
+    Squeeze,
     TenantId,
     TenantView,
     Usage,
@@ -213,6 +215,10 @@ class Observer:
         """An intent that asks for a limit was refused before it came here; what is left are the host's defaults."""
         self._call(ref)
         return _not_in_force(grant.limits)
+
+    def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
+        self._call(ref)
+        return Squeezed(None, ("this host only observes, it cannot slow a call",) if squeeze is not None else ())
 
     def freeze(self, ref: CallRef) -> None:
         raise _cannot_hold(ref)

@@ -90,6 +90,8 @@ class Recovery:
             held_since=view.held_since,
             held_seconds=view.held_seconds,
             brakes=view.brakes,
+            squeeze=view.squeeze,
+            squeezed_seconds=record.squeezed_seconds,
             usage=view.usage,
             cgroup=view.cgroup,
             main_pid=record.main_pid,

@@ -22,6 +22,7 @@ from controller.model import (
     Reason,
     SessionId,
     SessionView,
+    Squeeze,
     TenantId,
     TenantView,
     Usage,
@@ -108,6 +109,8 @@ class Call:
     held_since: float | None = None
     held_seconds: float = 0.0
     brakes: int = 0
+    squeeze: Squeeze | None = None  # what is in force of it
+    squeezed_seconds: float = 0.0  # over earlier squeezes
     usage: Usage = field(default_factory=Usage)
     cgroup: str = ""
     main_pid: int = 0
@@ -143,7 +146,9 @@ class Call:
             return CallState.QUEUED
         if "operator" in self.held_by:
             return CallState.FROZEN
-        return CallState.BRAKED if self.held_by else CallState.RUNNING
+        if self.held_by:
+            return CallState.BRAKED
+        return CallState.RUNNING if self.squeeze is None else CallState.THROTTLED
 
     def measured(self, usage: Usage) -> None:
         """A new reading of the kernel's counters. What was counted of GPUs stays: nothing in the kernel counts it."""
@@ -187,6 +192,7 @@ class Call:
             usage=self.usage,
             cgroup=self.cgroup,
             outcome=self.outcome,
+            squeeze=self.squeeze,
         )
 
     def cancel_timers(self) -> None:

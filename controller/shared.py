@@ -80,6 +80,7 @@ class Shared:
             held=tuple(sorted(call.held_by)),
             decisions=tuple(call.decisions[-_RECORDED_DECISIONS:]),
             killed_as=call.killed_as,
+            squeezed_seconds=call.squeezed_seconds,
         )
         try:
             self.backend.remember(call.ref, record)

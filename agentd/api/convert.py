@@ -30,6 +30,7 @@ from controller.model import (
     Outcome,
     SessionView,
     Snapshot,
+    Squeeze,
     TenantView,
     Tripwire,
     Usage,
@@ -329,6 +330,19 @@ def call_to_proto(call: CallView) -> pb.Call:
         usage=usage_to_proto(call.usage),
         cgroup=call.cgroup,
         outcome=outcome_to_proto(call.outcome) if call.outcome is not None else None,
+        squeeze=squeeze_to_proto(call.squeeze) if call.squeeze is not None else None,
+    )
+
+
+def squeeze_to_proto(squeeze: Squeeze) -> pb.Squeeze:
+    return pb.Squeeze(
+        since=squeeze.since,
+        memory_high_bytes=squeeze.memory_high,
+        cpu_weight=squeeze.cpu_weight,
+        io_weight=squeeze.io_weight,
+        egress_bytes_per_second=squeeze.egress_bytes_per_second,
+        reason=squeeze.reason,
+        cpu_cores=squeeze.cpu_max,
     )
 
 

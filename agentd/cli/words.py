@@ -25,6 +25,7 @@ HARMLESS: Final = frozenset({"failed", "signalled", "cancelled", "braked"})
 _DONE: Final = {
     "advise": "advised",
     "throttle": "throttled",
+    "relax": "throttle lifted",
     "brake": "braked",
     "raise": "raised",
     "freeze": "frozen",

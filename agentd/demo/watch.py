@@ -15,7 +15,7 @@ from agentd.demo.report import command_words, percent_of, size
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.units import format_bytes, format_duration
 
-EVENT_ACTIONS = frozenset(("brake", "raise", "freeze", "thaw", "kill", "throttle", "queue", "refuse", "adopt"))
+EVENT_ACTIONS = frozenset(("brake", "raise", "freeze", "thaw", "kill", "throttle", "relax", "queue", "refuse", "adopt"))
 _STATES = {
     pb.CALL_STATE_QUEUED: Cell("… queued", Style.COLD),
     pb.CALL_STATE_RUNNING: Cell("▶ running", Style.GOOD),

@@ -72,10 +72,13 @@ def read_optional(path: str, size: int = _SMALL) -> bytes | None:
         os.close(fd)
 
 
-def write(path: str, value: str) -> None:
-    """Write a knob in one system call. Never makes a file. Raises the typed error of controller.cgroup.errors."""
+def write(path: str, value: str, *, wait: bool = True) -> None:
+    """Write a knob in one system call. Never makes a file. Raises the typed error of controller.cgroup.errors.
+
+    ``wait`` False: memory.high and memory.max of kernels from 6.16 on are set without reclaiming first, which the
+    processes of the group then do themselves (O_NONBLOCK; other files and kernels know no difference)."""
     try:
-        fd = os.open(path, _WRITE)
+        fd = os.open(path, _WRITE if wait else _WRITE | os.O_NONBLOCK)
         try:
             os.write(fd, value.encode())
         finally:

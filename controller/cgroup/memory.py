@@ -83,7 +83,8 @@ class MemoryV2:
             path = f"{directory}/{name}"
             knobs.whole(path, name, value, low=least, high=_MAX, unit="bytes")
             # Protection that is lifted is none at all, not all of it.
-            files.write(path, knobs.text(value, "0" if name == "memory.low" else "max"))
+            # And the daemon does not wait while the kernel brings a group below a new memory.high.
+            files.write(path, knobs.text(value, "0" if name == "memory.low" else "max"), wait=name != "memory.high")
         return []
 
     def limits(self, directory: str) -> Limits:

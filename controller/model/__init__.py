@@ -24,6 +24,7 @@ from controller.model.ids import (
 from controller.model.intent import EgressRule, Intent, Network, OnPressure, check_text, command_text
 from controller.model.limits import UNLIMITED, Limits, Tripwire
 from controller.model.outcome import Action, Decision, Outcome, Reason
+from controller.model.squeeze import Squeeze, squeezed
 from controller.model.state import Budget, CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
 from controller.model.usage import Usage
 
@@ -55,6 +56,7 @@ __all__ = [
     "SessionId",
     "SessionView",
     "Snapshot",
+    "Squeeze",
     "TenantId",
     "TenantView",
     "Tripwire",
@@ -67,4 +69,5 @@ __all__ = [
     "new_call_id",
     "new_session_id",
     "new_tenant_id",
+    "squeezed",
 ]

@@ -11,7 +11,8 @@ from controller.model.usage import Usage
 
 class Action(StrEnum):
     ADVISE = "advise"
-    THROTTLE = "throttle"
+    THROTTLE = "throttle"  # slowed: see Squeeze
+    RELAX = "relax"  # a throttled call got back what it had
     BRAKE = "brake"  # stopped in the kernel at a threshold, then held by the freezer
     RAISE = "raise"  # a threshold was raised and the call resumed
     FREEZE = "freeze"

@@ -9,6 +9,7 @@ from controller.model.ids import CallId, SessionId, TenantId
 from controller.model.intent import Intent
 from controller.model.limits import Limits, Tripwire
 from controller.model.outcome import Outcome
+from controller.model.squeeze import Squeeze
 from controller.model.usage import Usage
 
 
@@ -72,6 +73,7 @@ class CallView:
     usage: Usage
     cgroup: str  # path of its leaf below the hierarchy's mount, "" observe-only
     outcome: Outcome | None = None
+    squeeze: Squeeze | None = None  # what is in force of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from controller.backend import (
     Listener,
     Sampled,
     SessionRecord,
+    Squeezed,
     Whose,
 )
 from controller.model import (
@@ -25,6 +26,7 @@ from controller.model import (
     Limits,
     SessionId,
     SessionView,
+    Squeeze,
     TenantId,
     TenantView,
     Usage,
@@ -36,6 +38,7 @@ class FakeLeaf:
     grant: Grant
     pids: set[int] = field(default_factory=set)
     frozen: bool = False
+    squeeze: Squeeze | None = None
     killed: bool = False
     memory: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -63,6 +66,7 @@ class RecordingBackend:
         self.left: list[int] = []
         self.found = Found()
         self.fail_place: CgroupError | None = None
+        self.cannot_squeeze = ""  # why
         self.listener: Listener | None = None
 
     def start(self, listener: Listener) -> Found:
@@ -125,6 +129,12 @@ class RecordingBackend:
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         self.leaves[ref.call_id].grant = grant
         return ()
+
+    def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
+        if self.cannot_squeeze:
+            return Squeezed(None, (self.cannot_squeeze,))
+        self.leaves[ref.call_id].squeeze = squeeze
+        return Squeezed(squeeze)
 
     def freeze(self, ref: CallRef) -> None:
         self.leaves[ref.call_id].frozen = True

@@ -24,6 +24,7 @@ _ACTION_STYLES: Final = {
 _ACTION_GLYPHS: Final = {
     "advise": "i",
     "throttle": "▼",
+    "relax": "▲",
     "brake": "■",
     "raise": "▲",
     "freeze": "❄",

@@ -338,20 +338,22 @@ class Forecast(_message.Message):
     def __init__(self, memory_median_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., remaining_seconds: _Optional[float] = ..., lives: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class Squeeze(_message.Message):
-    __slots__ = ("since", "memory_high_bytes", "cpu_weight", "io_weight", "egress_bytes_per_second", "reason")
+    __slots__ = ("since", "memory_high_bytes", "cpu_weight", "io_weight", "egress_bytes_per_second", "reason", "cpu_cores")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
     CPU_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     IO_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     EGRESS_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CPU_CORES_FIELD_NUMBER: _ClassVar[int]
     since: float
     memory_high_bytes: int
     cpu_weight: int
     io_weight: int
     egress_bytes_per_second: int
     reason: str
-    def __init__(self, since: _Optional[float] = ..., memory_high_bytes: _Optional[int] = ..., cpu_weight: _Optional[int] = ..., io_weight: _Optional[int] = ..., egress_bytes_per_second: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    cpu_cores: float
+    def __init__(self, since: _Optional[float] = ..., memory_high_bytes: _Optional[int] = ..., cpu_weight: _Optional[int] = ..., io_weight: _Optional[int] = ..., egress_bytes_per_second: _Optional[int] = ..., reason: _Optional[str] = ..., cpu_cores: _Optional[float] = ...) -> None: ...
 
 class Recognition(_message.Message):
     __slots__ = ("rule", "seconds_before", "cpu_usec_before", "memory_bytes_before")
