@@ -21,6 +21,7 @@ from gpu.policy import (
     KvPolicy,
     LeastRecentlyUsed,
     Pause,
+    ShadowPrice,
     Tier,
     time_to_live,
     waste,
@@ -35,6 +36,7 @@ ALL: Sequence[KvPolicy] = (
     InferCept(chunks=8),
     Continuum(),
     Continuum(offload=True),
+    ShadowPrice(),
 )
 
 TIER = Tier(
