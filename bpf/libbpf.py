@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +45,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__set_pin_path": (_I, (_P, _S)),
     "bpf_program__name": (_S, (_P,)),
     "bpf_program__section_name": (_S, (_P,)),
+    "bpf_program__set_autoload": (_I, (_P, ctypes.c_bool)),
     "bpf_program__attach": (_P, (_P,)),
     "bpf_program__attach_cgroup": (_P, (_P, _I)),
     "bpf_link__pin": (_I, (_P, _S)),
@@ -162,6 +163,12 @@ class Object:
             lib.bpf_program__name(p).decode(): lib.bpf_program__section_name(p).decode()
             for p in self._each("bpf_object__next_program")
         }
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """These programs are not loaded. To be called before ``load``."""
+        for p in self._each("bpf_object__next_program"):
+            if self._lib.bpf_program__name(p).decode() in names:
+                self._lib.bpf_program__set_autoload(p, False)  # fails only for an object that is loaded
 
     def pin_maps(self, directory: Path) -> None:
         """Have every map be the one pinned in ``directory``, or be pinned there when the object is loaded."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bpf.errors import BpfError, LoadFailed, MapError, PinError, Unavailable
+from bpf.errors import AttachFailed, BpfError, LoadFailed, MapError, PinError, Unavailable
 from bpf.libbpf import Object, get_pinned, info, library, reason
 from bpf.pins import PinDir
+from bpf.trial import kernel_has_function
 
 OBJECTS: Final = Path(__file__).parent / "objects"
 KERNEL_TYPES: Final = Path("/sys/kernel/btf/vmlinux")  # where the kernel tells its types (BTF)
@@ -25,6 +26,7 @@ class Part:
     programs: tuple[str, ...]
     absence: str  # what it costs to be without
     traces: bool = True  # hooks into the kernel, and so must know its types
+    one_of: tuple[str, ...] = ()  # and the first of these that the kernel takes
 
 
 # In the order of their worth: what fails first is what would be missed first.
@@ -32,8 +34,9 @@ PARTS: Final = (
     Part("tripwire", ("corral_rss",), "calls are not braked in the kernel: their hard limit alone holds them"),
     Part(
         "accounting",
-        ("corral_exit", "corral_tasks", "corral_move"),
+        ("corral_tasks", "corral_move"),
         "no faults, bytes read and written, run-queue wait and switches per call",
+        one_of=("corral_dead", "corral_switch", "corral_exit"),
     ),
     Part("lifecycle", ("corral_fork", "corral_exec", "corral_victim"), "no forks and execs, no OOM victims per call"),
     Part(
@@ -49,6 +52,13 @@ PARTS: Final = (
         traces=False,
     ),
 )
+
+
+def ends_of_tasks(*, told_when_dead: bool) -> tuple[str, ...]:
+    """Which programs may harvest tasks that end, the best first. ``told_when_dead``: the kernel (6.19 and newer) takes
+    a task out of its group only after its last switch, in ``cgroup_task_dead``; older ones do before that, so that a
+    group would be told to be empty before it was harvested there. accounting.bpf.c says what is wrong with the last."""
+    return ("corral_dead", "corral_switch") if told_when_dead else ("corral_exit",)
 
 
 def digest_of(path: Path) -> str:
@@ -135,31 +145,50 @@ class Loader:
             self.adopted.add(part.name)
         else:
             self._pins.remove(directory)  # a daemon that died while it loaded, or a cgroup that was made anew
-            loaded = Object(path)
-            try:
-                loaded.pin_maps(self._pins.maps)
-                loaded.load()
-                directory.mkdir(mode=0o700)
-                for program in part.programs:
-                    loaded.attach_and_pin(program, directory / program, cgroup_fd)
-            except BaseException:
-                with suppress(PinError):  # the first error is the one to report
-                    self._pins.remove(directory)
-                raise
-            finally:
-                loaded.close()
+            *others, choice = self._choices(part)
+            for better in others:
+                try:
+                    self._load(part, better, path, directory, cgroup_fd)
+                    break
+                except (LoadFailed, AttachFailed) as err:
+                    self.details.append(f"{part.name}: {better} is refused, so another is taken: {err}")
+            else:
+                self._load(part, choice, path, directory, cgroup_fd)
         # Only now the former build: for a moment both run (and count), never neither.
         for former in self._pins.others_of(part.name, digest):
             self._pins.remove(former)
+
+    def _load(self, part: Part, choice: str | None, path: Path, directory: Path, cgroup_fd: int) -> None:
+        loaded = Object(path)
+        try:
+            loaded.pin_maps(self._pins.maps)
+            loaded.leave_out([name for name in part.one_of if name != choice])
+            loaded.load()
+            directory.mkdir(mode=0o700)
+            for program in (*part.programs, *([choice] if choice else ())):
+                loaded.attach_and_pin(program, directory / program, cgroup_fd)
+        except BaseException:
+            with suppress(PinError):  # the first error is the one to report
+                self._pins.remove(directory)
+            raise
+        finally:
+            loaded.close()
+
+    def _choices(self, part: Part) -> tuple[str | None, ...]:
+        if not part.one_of:
+            return (None,)
+        fit = ends_of_tasks(told_when_dead=kernel_has_function("cgroup_task_dead"))
+        return tuple(name for name in part.one_of if name in fit)
 
     def pinned_program(self, part: str, program: str) -> Path:
         """Where the link of a program that is at work is pinned."""
         return self._pins.of_part(part, digest_of(self._objects / f"{part}.bpf.o")) / program
 
     def _is_whole(self, part: Part, directory: Path, cgroup_id: int) -> bool:
-        if not all((directory / program).exists() for program in part.programs):
+        chosen = [name for name in part.one_of if (directory / name).exists()]
+        if len(chosen) != bool(part.one_of) or not all((directory / program).exists() for program in part.programs):
             return False
-        for program in part.programs:
+        for program in (*part.programs, *chosen):
             fd = get_pinned(directory / program)
             try:
                 kind, _, _, _, attached_to = struct.unpack_from("=IIIIQ", info(fd))

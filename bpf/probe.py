@@ -123,7 +123,13 @@ class _Probe:
     def _bonuses(self) -> None:
         trace = "`corral trace` cannot use it; nothing else needs it"
         self._add("kprobe", _kprobe, trace, "CONFIG_KPROBES", tried=True)
-        self._add("fentry", self._fentry, trace, "CONFIG_FUNCTION_TRACER with direct calls", tried=True)
+        self._add(
+            "fentry",
+            self._fentry,
+            "from Linux 6.19 on, ends of tasks are looked for at each switch of tasks",
+            "CONFIG_FUNCTION_TRACER with direct calls",
+            tried=True,
+        )
         self._add("lsm", self._lsm, "file and mount policies per call", "boot with lsm=...,bpf", tried=True)
         self._add("sched_ext", self._sched_ext, "no CPU scheduling by latency class", "a kernel 6.12 or later")
         self._add("tracefs", _tracefs, "`corral trace` cannot run", "mount -t tracefs tracefs /sys/kernel/tracing")

@@ -114,6 +114,20 @@ class KernelTypes:
         self._btf = None
 
 
+def kernel_has_function(name: str) -> bool:
+    """As the kernel's BTF says; False where there is none."""
+    try:
+        types = KernelTypes()
+    except OSError:
+        return False
+    try:
+        return types.function(name) > 0
+    except OSError:
+        return False
+    finally:
+        types.close()
+
+
 @contextmanager
 def loaded(kind: int, code: bytes, *, attach: int = 0, btf_id: int = 0) -> Iterator[int]:
     """A program's descriptor. Raises OSError with the kernel's reason."""

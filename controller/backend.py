@@ -176,6 +176,9 @@ class Backend(Protocol):
 
     def kill(self, ref: CallRef, /) -> None: ...
     def pids(self, ref: CallRef, /) -> Sequence[int]: ...
+    def occupied(self, ref: CallRef, /) -> bool:
+        """Whether a process of the call is there, one that is dying included: what that used is not all counted yet."""
+
     def usage(self, ref: CallRef, /) -> Usage:
         """Everything, exactly, now. At the end of a call, and on demand for one."""
 

@@ -129,6 +129,9 @@ class Endings:
     def _deal_with_leftovers(self, call: Call) -> None:
         if call.outcome is not None:
             return
+        if not self._shared.backend.pids(call.ref):  # it is dying still, and leaves nothing behind
+            self._settle_when_empty(call)
+            return
         if self._shared.config.leftovers == "kill":
             self._end_leftovers(call)
             return
@@ -246,7 +249,7 @@ class Endings:
 
     def _still_runs(self, call: Call) -> bool:
         try:
-            return bool(self._shared.backend.pids(call.ref))
+            return self._shared.backend.occupied(call.ref)
         except ControllerError:
             return False  # the leaf is gone
 

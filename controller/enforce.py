@@ -232,6 +232,14 @@ class Enforcer(Groups):
         except NoSuchGroup:
             return ()
 
+    def occupied(self, ref: CallRef) -> bool:
+        leaf = self._leaves.get(ref.call_id)
+        try:
+            # since Linux 6.19 a task that has ended is in no list any more, but leaves its group only a moment later
+            return leaf is not None and leaf.group.populated()
+        except NoSuchGroup:
+            return False
+
     def usage(self, ref: CallRef) -> Usage:
         leaf = self._leaf(ref)
         counters = None

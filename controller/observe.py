@@ -243,6 +243,9 @@ class Observer:
             self._look(0.0)
         return [member.pid for member in call.tree.alive]
 
+    def occupied(self, ref: CallRef) -> bool:
+        return bool(self.pids(ref))
+
     def usage(self, ref: CallRef) -> Usage:
         call = self._call(ref)
         self._look(0.0)

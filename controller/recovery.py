@@ -159,7 +159,7 @@ class Recovery:
             if call is None or call.outcome is not None or call.ending:
                 continue
             with contextlib.suppress(ControllerError):
-                if not self._shared.backend.pids(call.ref):
+                if not self._shared.backend.occupied(call.ref):
                     self._endings.emptied(call)
                     continue
             if call.launcher and not _is_parent(call.launcher_pid, call.main_pid):

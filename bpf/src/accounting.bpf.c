@@ -47,28 +47,93 @@ static __always_inline void ended_by_oom(struct task_struct *task, __u64 id, str
 	bpf_ringbuf_submit(event, 0);
 }
 
+static __always_inline void harvest(struct task_struct *task, __u64 key, struct corral_counters *count)
+{
+	struct corral_usage use;
+
+	usage_of(task, &use);
+	since_baseline(key, &use);
+	add_usage(&count->used, &use);
+	count->harvests++;
+}
+
+/* Also of tasks that have left their call: the address will be another task's. */
+static __always_inline void drop_baseline(__u64 key)
+{
+	if (bpf_map_lookup_elem(&baselines, &key))
+		bpf_map_delete_elem(&baselines, &key);
+}
+
+/* Where the end of a task is seen: up to Linux 6.18 here. The loader takes one of three programs (bpf/loader.py). */
 SEC("tp_btf/sched_process_exit")
 int corral_exit(unsigned long long *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 id = bpf_get_current_cgroup_id(), key = (__u64)task;
 	struct corral_counters *count = bpf_map_lookup_elem(&counters, &id);
-	struct corral_usage use;
 
 	if (count) {
-		usage_of(task, &use);
-		since_baseline(key, &use);
-		add_usage(&count->used, &use);
-		count->harvests++;
+		harvest(task, key, count);
 		if (process_ends(ctx, task)) {
 			count->exits++;
 			ended_by_oom(task, id, count);
 		}
 	}
-	/* Also of tasks that have left their call: the address will be another task's. */
-	if (bpf_map_lookup_elem(&baselines, &key))
-		bpf_map_delete_elem(&baselines, &key);
+	drop_baseline(key);
 	return 0;
+}
+
+/*
+ * A process is counted once, when its leader is gone and no thread lives. A leader that ended before its threads is
+ * remembered (by the address of what they share), and the first thread that finds nobody alive counts the process.
+ */
+static __always_inline bool process_is_over(struct task_struct *task)
+{
+	struct signal_struct *shared = BPF_CORE_READ(task, signal);
+	bool alive = BPF_CORE_READ(shared, live.counter) != 0;
+	struct corral_usage nothing = {};
+	__u64 key = (__u64)shared;
+
+	if (BPF_CORE_READ(task, group_leader) == task) {
+		if (alive)
+			bpf_map_update_elem(&baselines, &key, &nothing, BPF_ANY);
+		return !alive;
+	}
+	return !alive && bpf_map_lookup_elem(&baselines, &key) && !bpf_map_delete_elem(&baselines, &key);
+}
+
+static __always_inline int task_is_dead(struct task_struct *task)
+{
+	__u64 id = cgroup_id_of(task), key = (__u64)task;
+	struct corral_counters *count = bpf_map_lookup_elem(&counters, &id);
+
+	if (count) {
+		harvest(task, key, count);
+		if (process_is_over(task))
+			count->exits++;
+	}
+	drop_baseline(key);
+	return 0;
+}
+
+/*
+ * Tracepoints may be preempted since 7.0, and a program that another task enters on the same CPU meanwhile is not run
+ * for that task. These two are reached with preemption off. Since 6.19 a group is told to be empty after its last
+ * task has come by here, so whoever waits for that finds every task harvested. The first costs nothing but at the end
+ * of a task, and needs fentry; the second is asked at each switch of tasks, and needs nothing.
+ */
+SEC("fentry/cgroup_task_dead")
+int BPF_PROG(corral_dead, struct task_struct *task)
+{
+	return task_is_dead(task);
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(corral_switch, bool preempt, struct task_struct *from, struct task_struct *to)
+{
+	if (BPF_CORE_READ(from, __state) != TASK_DEAD)
+		return 0;
+	return task_is_dead(from);
 }
 
 SEC("iter/task")

@@ -20,6 +20,7 @@
 
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000
+#define TASK_DEAD 0x00000080
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -102,6 +103,7 @@ struct sched_info {
 };
 
 struct task_struct {
+	unsigned int __state;
 	unsigned int flags;
 	int pid;
 	int tgid;

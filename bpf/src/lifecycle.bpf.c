@@ -6,8 +6,9 @@ char LICENSE[] SEC("license") = "GPL";
 
 typedef void (*btf_trace_mark_victim___task)(void *, struct task_struct *, unsigned int);
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(corral_fork, struct task_struct *parent, struct task_struct *child)
+/* Not sched_process_fork, which may be preempted since 7.0, and then misses forks: a first wake-up holds a run queue. */
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(corral_fork, struct task_struct *child)
 {
 	struct corral_counters *count;
 	__u64 id;

@@ -87,6 +87,32 @@ static void io(char **arg)
 		;
 }
 
+static pthread_t leader;
+
+static void *outlive(void *path)
+{
+	pthread_join(leader, NULL);
+	if (path)
+		execl(path, path, NULL);
+	pthread_exit(NULL);
+}
+
+/* leaders N PATH: N children whose first thread ends before another, which ends too, or executes PATH. */
+static void leaders(char **arg)
+{
+	for (int i = atoi(arg[0]); i > 0; i--) {
+		pid_t child = fork();
+		pthread_t other;
+
+		if (!child) {
+			leader = pthread_self();
+			pthread_create(&other, NULL, outlive, arg[1]);
+			pthread_exit(NULL);
+		}
+		waitpid(child, NULL, 0);
+	}
+}
+
 static pthread_barrier_t early_done;
 
 static void early_io(void)
@@ -215,6 +241,8 @@ int main(int argc, char **argv)
 		touch_all(arg);
 	else if (!strcmp(what, "forks"))
 		forks(arg);
+	else if (!strcmp(what, "leaders"))
+		leaders(arg);
 	else if (!strcmp(what, "io"))
 		io(arg);
 	else if (!strcmp(what, "udp"))

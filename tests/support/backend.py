@@ -156,6 +156,9 @@ class RecordingBackend:
         leaf = self.leaves.get(ref.call_id)
         return sorted(leaf.pids) if leaf is not None else ()
 
+    def occupied(self, ref: CallRef) -> bool:
+        return bool(self.pids(ref))
+
     def usage(self, ref: CallRef) -> Usage:
         return self.leaves[ref.call_id].usage
 
