@@ -37,7 +37,17 @@ from bpf import BpfError, Feature
 from controller.backend import Backend
 from controller.cgroup import read_host
 from controller.host import Host
-from controller.model import CallId, CallState, CallView, ControllerError, Outcome, Reason, Snapshot, TenantId
+from controller.model import (
+    CallId,
+    CallState,
+    CallView,
+    ControllerError,
+    Outcome,
+    Reason,
+    SavedBudgets,
+    Snapshot,
+    TenantId,
+)
 from controller.registry import now
 
 _log: Final = structlog.get_logger("corral.daemon")
@@ -119,7 +129,7 @@ class Daemon:
             wait_for_disk=True,  # agents must be able to work on a host whose disk is full
         )
         stack.push_async_callback(self._ledger.close)
-        known, begun, ended = await asyncio.to_thread(self._read_ledger)
+        known, begun, ended, saved = await asyncio.to_thread(self._read_ledger)
         # a start that fails leaves no group and no program behind, unless it found some: calls may run in those
         self._undoes = [] if tree_is_there(config) else [purge_tree]
         self._undoes += [] if pins_are_there(config) else [purge_pins]
@@ -141,6 +151,7 @@ class Daemon:
                 meter=self._metrics,
                 problems=self._problems,
                 past=past,
+                saved_budgets=saved,
             )
             stack.push_async_callback(self._host.stop)  # also of what has started when the start fails
         self._host.learn(ended)
@@ -194,17 +205,17 @@ class Daemon:
             except PurgeError as err:
                 _log.warning("what the failed start made could not be removed", error=str(err))
 
-    def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId], list[CallView]]:
+    def _read_ledger(self) -> tuple[dict[str, TenantId], list[CallId], list[CallView], SavedBudgets | None]:
         """Nothing where the disk keeps us from it: what it is has been said, and the ledger goes on trying."""
         try:
             with LedgerReader(self._config.ledger_path) as reader:
                 known = {t.name: t.id for t in reader.tenants()}
-                return known, [r.call.id for r in reader.open_calls()], _ended(reader)
+                return known, [r.call.id for r in reader.open_calls()], _ended(reader), reader.budgets()
         except LedgerError as err:
             if self._ledger.health.ok:
                 raise
-            _log.warning("tenants and calls of the ledger are not known to this run", error=str(err))
-            return {}, [], []
+            _log.warning("tenants, calls and balances of the ledger are not known to this run", error=str(err))
+            return {}, [], [], None
 
     def _close_lost(self, begun: Sequence[CallId]) -> None:
         """Calls that the ledger has as running and the tree no longer has: the host was rebooted, or somebody removed

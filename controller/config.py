@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controller.model import Limits
+from controller.budget.price import Prices
+from controller.model import BudgetRule, Limits
 
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig:
-    """``uids`` may open sessions of the tenant. ``max_calls`` at once: more wait in the tenant's queue."""
+    """``uids`` may open sessions of the tenant. ``max_calls`` at once: more wait in the tenant's queue. ``budgets`` are
+    of the tenant as a whole, ``session_budgets`` of each of its sessions."""
 
     name: str
     uids: frozenset[int] = frozenset()
@@ -20,6 +22,8 @@ class TenantConfig:
     priority: int = 50
     max_calls: int | None = None
     max_sessions: int | None = None
+    budgets: tuple[BudgetRule, ...] = ()
+    session_budgets: tuple[BudgetRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class HostConfig:
     leftovers: Literal["adopt", "kill"] = "adopt"
     leftover_grace: float = 0.25
     token_ttl: float = 86_400.0
+    prices: Prices = field(default_factory=Prices)  # what is charged to budgets of money
     keep_ended: int = (
         512  # ended calls kept in memory for GetOutcome and `corral ps --all`; older ones are in the ledger
     )

@@ -44,7 +44,7 @@ class Control:
 
     # --- targets -----------------------------------------------------------------------------------------------------
 
-    def _find(self, target: str) -> Call | Session | Tenant:
+    def find(self, target: str) -> Call | Session | Tenant:
         registry = self._shared.registry
         found: Call | Session | Tenant | None = (
             registry.calls.get(CallId(target))
@@ -62,7 +62,7 @@ class Control:
         )
 
     def _calls_of(self, target: str) -> list[Call]:
-        found = self._find(target)
+        found = self.find(target)
         if isinstance(found, Call):
             calls = [found]
         elif isinstance(found, Session):
@@ -100,7 +100,7 @@ class Control:
                 "this host only observes", field="target", remedy="run agentd as root on a host with cgroups"
             )
         check_settable(limits, self._shared.backend.controllers)
-        found = self._find(target)
+        found = self.find(target)
         if isinstance(found, Call):
             self._limit_call(found, limits, tripwire)
             return
@@ -141,7 +141,7 @@ class Control:
             raise InvalidRequest(
                 f"{priority} is out of range", field="priority", value=str(priority), remedy="0 to 100"
             )
-        found = self._find(target)
+        found = self.find(target)
         if isinstance(found, Tenant):
             self._sessions.change_tenant(found.name, limits=None, priority=priority)
             return

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from controller.model import CallId, CallState, CallView, Decision, Outcome, SessionId, SessionView, TenantView, Usage
+from controller.model import (
+    BudgetChange,
+    CallId,
+    CallState,
+    CallView,
+    Decision,
+    Outcome,
+    SessionId,
+    SessionView,
+    TenantView,
+    Usage,
+)
 
 
 class Journal(Protocol):
@@ -25,6 +36,9 @@ class Journal(Protocol):
         the call's leaf removed, so that a crash in between loses nothing."""
 
     def decision(self, decision: Decision, /) -> None: ...
+    def budgets_changed(self, change: BudgetChange, /) -> None:
+        """All of it is written, or nothing."""
+
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None: ...
 
 
@@ -95,6 +109,9 @@ class NullJournal:
         committed()
 
     def decision(self, decision: Decision, /) -> None:
+        pass
+
+    def budgets_changed(self, change: BudgetChange, /) -> None:
         pass
 
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import structlog
 
-from controller.model import Action, ControllerError, Outcome, Reason, Tripwire
+from controller.model import Action, Budget, ControllerError, Outcome, Reason, Tripwire
 from controller.policy.outcome import Proof, explain
 from controller.registry import Call, now
 from controller.shared import Shared
@@ -32,6 +32,7 @@ class Endings:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self.on_settled: Callable[[Call], None] = _nothing  # the owner's: queues and sessions may go on
+        self.on_measured: Callable[[Call], tuple[Budget, ...]] = _no_budgets  # the owner's: its use is final
         self.on_forget: Callable[[Call], None] = _nothing  # the owner's: whoever holds the call lets go
 
     # --- what may end a call ----------------------------------------------------------------------------------------
@@ -215,6 +216,7 @@ class Endings:
             summary=told.summary,
             suggestions=told.suggestions,
             leftovers=leftovers,
+            budgets=self.on_measured(call),
         )
 
     def _proof(self, call: Call, *, measured: bool) -> Proof:
@@ -260,3 +262,7 @@ class Endings:
 
 def _nothing(call: Call) -> None:
     pass
+
+
+def _no_budgets(call: Call) -> tuple[Budget, ...]:
+    return ()

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from controller.backend import Backend, CallRef, Whose
-from controller.budgets import budgets
+from controller.budget.keeper import Budgets
+from controller.budgets import BudgetMethods
 from controller.config import HostConfig
 from controller.control import Control
 from controller.effects import Journal, Meter, NoPast, NullMeter, Past
@@ -25,7 +26,6 @@ from controller.hub import Hub, Subscription
 from controller.model import (
     Action,
     AlreadyExists,
-    Budget,
     CallId,
     CallView,
     CannotEnforce,
@@ -37,6 +37,7 @@ from controller.model import (
     Limits,
     Outcome,
     Refused,
+    SavedBudgets,
     SessionId,
     SessionView,
     Snapshot,
@@ -59,10 +60,11 @@ from controller.snapshot import HostReader, snapshot
 log = structlog.get_logger("corral.host")
 
 
-class Host:
+class Host(BudgetMethods):
     """``known_tenants``: ids that names had in the ledger, so that a tenant stays itself across reboots. ``problems``:
     what else is wrong on this host at the moment, for everybody to see beside what the backend cannot do. ``past``:
-    what is on record of calls that an earlier daemon left in the tree; asked by ``start`` only."""
+    what is on record of calls that an earlier daemon left in the tree; asked by ``start`` only. ``saved_budgets``: what
+    the ledger has of budgets."""
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class Host:
         meter: Meter | None = None,
         problems: Callable[[], Sequence[str]] = tuple,
         past: Past | None = None,
+        saved_budgets: SavedBudgets | None = None,
     ) -> None:
         self._problems = problems
         self._known_tenants = dict(known_tenants or {})
@@ -91,6 +94,7 @@ class Host:
             memory=self._memory,
             meter=meter or NullMeter(),
         )
+        self.keeper = Budgets(self.shared, saved_budgets)
         self.endings = Endings(self.shared)
         self.holds = Holds(self.shared, self.endings.kill)
         self.sessions = Sessions(self.shared, self.endings)
@@ -103,6 +107,10 @@ class Host:
         self.endings.on_settled = self._settled
         self.sessions.on_closing = self.queue.drop
         self.sampler.on_round = self._round
+        self.sampler.on_sampled = self.keeper.sampled
+        self.endings.on_measured = self.keeper.ended
+        self.registry.on_tenant = self.keeper.open_tenant
+        self.registry.on_session = self.keeper.open_session
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -121,6 +129,7 @@ class Host:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        self.keeper.flush()
         for call in self.registry.live_calls():
             call.cancel_timers()
         self.hub.close()
@@ -130,6 +139,7 @@ class Host:
         """Takes a new configuration while calls run. Tenants that are no longer named stay until they are empty."""
         self.shared.config = config
         self.sessions.configure(config.tenants, {})
+        self.keeper.configure()
         self.queue.wake()
         self.holds.review_soon()
 
@@ -255,7 +265,7 @@ class Host:
             can_brake=shared.backend.can_brake,
             controllers=shared.backend.controllers,
         )
-        answer = decide(call.intent, room, shared.config.call)
+        answer = self.keeper.refusal(call.session) or decide(call.intent, room, shared.config.call)
         if isinstance(answer, Wait):
             return answer
         if isinstance(answer, Refusal):
@@ -266,13 +276,14 @@ class Host:
             raise Refused(
                 answer.message, code=answer.code, field=answer.field, value=answer.value, remedy=answer.remedy
             )
-        call.grant = answer
+        answer = call.grant = self.keeper.noted(call.session, answer)
         call.cgroup = shared.backend.add_call(call.ref, call.intent, answer)
         call.begun = True
         call.was_queued, call.queued = call.queued, False
         call.begun_at = now()
         self.registry.add_call(call)
         tenant.running += 1
+        self.keeper.begun(call)
         self.endings.watch_deadline(call)
         shared.journal.call_begun(call.view())
         shared.publish(call)
@@ -374,9 +385,6 @@ class Host:
         call = self.registry.calls.get(call_id)
         return self.shared.backend.pids(call.ref) if call is not None and not call.queued else ()
 
-    def budgets(self, session_id: SessionId) -> list[Budget]:
-        return budgets(self.registry.session(session_id), self.shared.backend)
-
     def snapshot(self, *, with_ended: bool = False) -> Snapshot:
         return snapshot(
             self.registry, self.shared.backend, self._reader, with_ended=with_ended, problems=self._problems()
@@ -422,6 +430,7 @@ class Host:
         self.sessions.close_if_idle(call.session)
 
     def _round(self) -> None:
+        self.keeper.flush()
         self.holds.review_soon()
         self.queue.wake()
         self.sessions.sweep()

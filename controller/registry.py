@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from controller.backend import CallRef, SessionRecord
+from controller.budget.account import Account
+from controller.budget.meter import CallMeter
 from controller.model import (
     CallId,
     CallState,
@@ -42,6 +44,7 @@ class Tenant:
     running: int = 0  # calls that are begun and not ended, queued ones not counted
     memory_now: int | None = None
     cpu_usec: int = 0
+    account: Account = field(default_factory=lambda: Account("tenant"))
 
     def view(self) -> TenantView:
         return TenantView(
@@ -51,6 +54,7 @@ class Tenant:
             priority=self.priority,
             memory_now=self.memory_now,
             cpu_usec=self.cpu_usec,
+            budgets=self.account.views(now()),
         )
 
 
@@ -69,6 +73,7 @@ class Session:
     closing: bool = False
     idle_since: float | None = None  # of one that the daemon opened: when its last call ended
     calls: dict[CallId, Call] = field(default_factory=dict)
+    account: Account = field(default_factory=lambda: Account("session"))
 
     def view(self) -> SessionView:
         return SessionView(
@@ -79,11 +84,14 @@ class Session:
             opened_at=self.opened_at,
             closed_at=self.closed_at,
             labels=self.labels,
+            budgets=self.account.views(now()),
+            turns=self.account.turns,
         )
 
     def record(self) -> SessionRecord:
+        """For its group. Budgets and turns are the ledger's to remember."""
         return SessionRecord(
-            session=self.view(),
+            session=replace(self.view(), budgets=(), turns=None),
             token_hash=self.token_hash,
             token_expires=self.token_expires,
             managed=self.managed,
@@ -129,6 +137,7 @@ class Call:
     tell_acted: Callable[[], None] | None = None  # wakes the launcher: something was done to its call
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     hold_timer: asyncio.TimerHandle | None = None
+    meter: CallMeter | None = None  # what budgets have been charged of it
 
     @property
     def id(self) -> CallId:
@@ -219,16 +228,23 @@ class Registry:
         self._ended: OrderedDict[CallId, CallView] = OrderedDict()
         self._closed: OrderedDict[SessionId, SessionView] = OrderedDict()
         self._keep_ended = keep_ended
+        self.on_tenant: Callable[[Tenant], None] = _nothing  # the owner's: who has budgets
+        self.on_session: Callable[[Session], None] = _nothing
 
     def add_tenant(self, tenant: Tenant) -> None:
+        """New, or changed."""
+        new = tenant.id not in self.tenants
         self.tenants[tenant.id] = tenant
         self.by_name[tenant.name] = tenant
+        if new:
+            self.on_tenant(tenant)
 
     def add_session(self, session: Session) -> None:
         self.sessions[session.id] = session
         session.tenant.sessions[session.id] = session
         if session.token_hash:
             self.by_token[session.token_hash] = session
+        self.on_session(session)
 
     def remove_session(self, session: Session) -> None:
         self.sessions.pop(session.id, None)
@@ -306,3 +322,7 @@ class Registry:
 def now() -> float:
     """Unix seconds."""
     return time.time()
+
+
+def _nothing(_: object) -> None:
+    pass

@@ -30,6 +30,7 @@ class Sampler:
         self._shared = shared
         self.last_cost = 0.0  # seconds of the last round
         self.on_round: Callable[[], None] = _nothing  # the owner's
+        self.on_sampled: Callable[[Call], None] = _nothing_of  # the owner's: the call's usage is new
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -77,6 +78,7 @@ class Sampler:
             usage = sampled.usage.get(call.id)
             if usage is not None and call.outcome is None:
                 call.measured(usage if record else _over(call.usage, usage))
+                self.on_sampled(call)
                 if record:
                     self._shared.journal.sample(at, call.id, call.state, usage)
 
@@ -94,4 +96,8 @@ def _over(old: Usage, new: Usage) -> Usage:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _nothing_of(_: Call) -> None:
     pass

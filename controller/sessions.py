@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -88,7 +89,7 @@ class Sessions:
         tenant.max_calls = config.max_calls
         tenant.max_sessions = config.max_sessions
         try:
-            notes = self._shared.backend.add_tenant(tenant.view())
+            notes = self._shared.backend.add_tenant(replace(tenant.view(), budgets=()))
         except ControllerError:
             tenant.limits = before
             raise

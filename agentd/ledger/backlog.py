@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agentd.ledger.records import Switch
-from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
+from controller.model import (
+    BudgetChange,
+    CallId,
+    CallState,
+    CallView,
+    Decision,
+    SessionId,
+    SessionView,
+    TenantView,
+    Usage,
+)
 
 SAMPLE_LINGER: Final = (
     1.0  # seconds that samples alone may wait: nobody needs them at once, and commits cost more than rows
@@ -46,7 +56,7 @@ class Marker:
     reached: Callable[[], None]
 
 
-Record = TenantView | SessionView | SessionClosed | CallBegun | CallEnded | Decision | Switch | Marker
+Record = TenantView | SessionView | SessionClosed | CallBegun | CallEnded | Decision | Switch | BudgetChange | Marker
 SampleItem = tuple[float, CallId, CallState, Usage]
 
 

@@ -13,10 +13,10 @@ from typing import Final
 import msgspec
 import structlog
 
-from agentd.ledger import codec
+from agentd.ledger import budgets, codec
 from agentd.ledger.backlog import Batch, CallBegun, CallEnded, Marker, Record, SampleItem, SessionClosed
 from agentd.ledger.records import Switch
-from controller.model import CallId, CallState, Decision, SessionView, TenantView, Usage
+from controller.model import BudgetChange, CallId, CallState, Decision, SessionView, TenantView, Usage
 
 _log = structlog.get_logger(__name__)
 
@@ -131,6 +131,8 @@ class BatchWriter:
         ended: list[codec.Row] = []
         decisions: list[codec.Row] = []
         switches: list[codec.Row] = []
+        changes: list[BudgetChange] = []
+        gone: list[CallId] = []
         callbacks: list[Callable[[], None]] = []
         for record in records:
             match record:
@@ -142,10 +144,13 @@ class BatchWriter:
                     ended.append(codec.ended_row(call, call.outcome))
                     decisions += map(codec.decision_row, call.outcome.decisions)
                     callbacks.append(committed)
+                    gone.append(call.id)
                 case Decision():
                     decisions.append(codec.decision_row(record))
                 case Switch():
                     switches.append(codec.switch_row(record))
+                case BudgetChange():
+                    changes.append(record)
                 case SessionView():
                     sessions.append(codec.session_row(record))
                 case SessionClosed(session_id, at):
@@ -166,6 +171,8 @@ class BatchWriter:
         ):
             if rows:
                 connection.executemany(statement, rows)
+        if changes or gone:
+            budgets.write(connection, changes, gone)
         return callbacks
 
     def _samples(self, connection: sqlite3.Connection, samples: Sequence[SampleItem]) -> int:

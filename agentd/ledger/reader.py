@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
-from agentd.ledger import codec, schema
+from agentd.ledger import budgets, codec, schema
 from agentd.ledger.errors import LedgerMisuse
 from agentd.ledger.records import CallRecord, Sample, Switch, Total
-from controller.model import CallId, Decision, SessionId, SessionView, TenantId, TenantView
+from controller.model import CallId, Decision, SavedBudgets, SessionId, SessionView, TenantId, TenantView
 
 _EVER: Final = -(1 << 52)  # seconds, or slots: before and after everything, exact as a float
 _NEVER: Final = 1 << 52
@@ -193,6 +193,11 @@ class LedgerReader:
                 (*where.values, limit),
             ).fetchall()
         return [codec.switch(row) for row in reversed(rows)]
+
+    def budgets(self) -> SavedBudgets:
+        """All balances, what operators set, the turns of sessions, and how far open calls are charged."""
+        with self._reading() as connection:
+            return budgets.read(connection, self._path)
 
     def tenants(self) -> list[TenantView]:
         """All that there ever were, by name."""

@@ -1,8 +1,9 @@
 """What the ledger forgets: by age, and by the size of its file.
 
 Samples go first, they are the bulk; then context switches of KV caches; then calls that have ended, with their
-decisions and samples; then decisions of no call and sessions of which nothing is left. Tenants and open calls stay. The
-work is cut in steps, each one short transaction, so that the writer thread is back at its records within milliseconds.
+decisions and samples; then decisions of no call and sessions of which nothing is left, with their budgets. Tenants,
+their balances and open calls stay. The work is cut in steps, each one short transaction, so that the writer thread is
+back at its records within milliseconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from agentd.ledger import budgets
 from agentd.ledger.codec import slot_of
 
 SAMPLES_A_STEP: Final = 2_000
@@ -131,11 +133,14 @@ class Retention:
                 "(SELECT 1 FROM calls WHERE calls.id = d.call_id) ORDER BY at LIMIT ?2)",
                 (self._cutoff, SAMPLES_A_STEP),
             ).rowcount
-            gone += connection.execute(
-                "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions AS s WHERE closed_at < ?1 AND NOT EXISTS "
-                "(SELECT 1 FROM calls WHERE calls.session_id = s.id) LIMIT ?2)",
+            old = connection.execute(
+                "SELECT id FROM sessions AS s WHERE closed_at < ?1 AND NOT EXISTS "
+                "(SELECT 1 FROM calls WHERE calls.session_id = s.id) LIMIT ?2",
                 (self._cutoff, CALLS_A_STEP),
-            ).rowcount
+            ).fetchall()
+            for statement in ("DELETE FROM sessions WHERE id = ?", *budgets.FORGET):
+                connection.executemany(statement, old)
+            gone += len(old)
         return gone > 0
 
 

@@ -32,7 +32,17 @@ from agentd.ledger.errors import (
 )
 from agentd.ledger.records import Health, Switch
 from agentd.ledger.retention import Retention, RetentionPolicy
-from controller.model import CallId, CallState, CallView, Decision, SessionId, SessionView, TenantView, Usage
+from controller.model import (
+    BudgetChange,
+    CallId,
+    CallState,
+    CallView,
+    Decision,
+    SessionId,
+    SessionView,
+    TenantView,
+    Usage,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -172,6 +182,9 @@ class Ledger:
     def context_switch(self, switch: Switch, /) -> None:
         """Of a session's KV cache; not a Journal's: the controller knows of none."""
         self._open().put(switch)
+
+    def budgets_changed(self, change: BudgetChange, /) -> None:
+        self._open().put(change)
 
     def sample(self, at: float, call_id: CallId, state: CallState, usage: Usage, /) -> None:
         self._open().put_sample((at, call_id, state, usage))

@@ -1,5 +1,18 @@
 """The vocabulary of docs/architecture.md as frozen values. Nothing here does I/O, and nothing here imports the rest."""
 
+from controller.model.budget import (
+    Balance,
+    Band,
+    Budget,
+    BudgetChange,
+    BudgetRule,
+    CallMark,
+    Charges,
+    Resource,
+    SavedBudgets,
+    Turn,
+    Turns,
+)
 from controller.model.errors import (
     AlreadyExists,
     CannotEnforce,
@@ -25,19 +38,25 @@ from controller.model.intent import EgressRule, Intent, Network, OnPressure, che
 from controller.model.limits import UNLIMITED, Limits, Tripwire
 from controller.model.outcome import Action, Decision, Outcome, Reason
 from controller.model.squeeze import Squeeze, squeezed
-from controller.model.state import Budget, CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
+from controller.model.state import CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
 from controller.model.usage import Usage
 
 __all__ = [
     "UNLIMITED",
     "Action",
     "AlreadyExists",
+    "Balance",
+    "Band",
     "Budget",
+    "BudgetChange",
+    "BudgetRule",
     "CallId",
+    "CallMark",
     "CallState",
     "CallView",
     "CannotEnforce",
     "CgroupError",
+    "Charges",
     "ControllerError",
     "Decision",
     "EgressRule",
@@ -53,6 +72,8 @@ __all__ = [
     "Outcome",
     "Reason",
     "Refused",
+    "Resource",
+    "SavedBudgets",
     "SessionId",
     "SessionView",
     "Snapshot",
@@ -60,6 +81,8 @@ __all__ = [
     "TenantId",
     "TenantView",
     "Tripwire",
+    "Turn",
+    "Turns",
     "Usage",
     "WrongState",
     "check_text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from controller.model.budget import Budget
 from controller.model.ids import CallId, SessionId, TenantId
 from controller.model.usage import Usage
 
@@ -77,6 +78,7 @@ class Outcome:
     summary: str  # one paragraph for a language model; empty when nothing was done to the call
     suggestions: tuple[str, ...] = ()
     leftovers: int = 0  # processes that outlived the call's main process
+    budgets: tuple[Budget, ...] = ()  # stocks of its session and tenant, as they were when it had ended
 
     @property
     def was_acted_on(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from controller.model.budget import Budget, Turns
 from controller.model.ids import CallId, SessionId, TenantId
 from controller.model.intent import Intent
 from controller.model.limits import Limits, Tripwire
@@ -41,6 +42,7 @@ class TenantView:
     priority: int  # default for its calls
     memory_now: int | None = None
     cpu_usec: int = 0
+    budgets: tuple[Budget, ...] = ()  # its stocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class SessionView:
     opened_at: float
     closed_at: float | None = None
     labels: dict[str, str]
+    budgets: tuple[Budget, ...] = ()  # its own stocks; its tenant's count as well
+    turns: Turns | None = None  # None: no turn was reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +78,6 @@ class CallView:
     cgroup: str  # path of its leaf below the hierarchy's mount, "" observe-only
     outcome: Outcome | None = None
     squeeze: Squeeze | None = None  # what is in force of it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What is left of one resource. In the unit that ``resource`` names: bytes, cores, processes, calls."""
-
-    resource: str  # memory_bytes, cpu_cores, pids, calls
-    scope: str  # tenant or session
-    limit: float
-    used: float
-    remaining: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

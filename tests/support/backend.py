@@ -17,6 +17,7 @@ from controller.backend import (
     Whose,
 )
 from controller.model import (
+    BudgetChange,
     CallId,
     CallView,
     CgroupError,
@@ -203,6 +204,7 @@ class RecordingJournal:
         self.ended: list[CallView] = []
         self.decisions: list[Decision] = []
         self.samples = 0
+        self.budget_changes: list[BudgetChange] = []
         self.hold_commits = False
         self._held: list[object] = []
 
@@ -233,6 +235,9 @@ class RecordingJournal:
 
     def decision(self, decision: Decision, /) -> None:
         self.decisions.append(decision)
+
+    def budgets_changed(self, change: BudgetChange, /) -> None:
+        self.budget_changes.append(change)
 
     def sample(self, *_: object) -> None:
         self.samples += 1

@@ -1,0 +1,397 @@
+"""Charges what is used to the session and its tenant, says what is left, and refuses when a hard budget is used up.
+
+Calls are charged as they run (each sample) and to the last microsecond at their end: what the counters say then, less
+what was charged before. A hard budget that is used up lets no call begin; calls that run may finish, since half a tool
+call is worth nothing and its use is spent: the overdraft is forgotten with the next period.
+
+What a call's begin pays: two dictionaries are walked, and one small object is made. Writing is the sampler's round's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
+
+from controller.budget import stock as stocks
+from controller.budget.account import Account, Stock
+from controller.budget.meter import CallMeter
+from controller.budget.price import cost, turn_charges
+from controller.budget.stock import Level
+from controller.budget.words import human_amount, left_words, refill_words
+from controller.model import (
+    Action,
+    Budget,
+    BudgetChange,
+    BudgetRule,
+    CallId,
+    Charges,
+    Decision,
+    Grant,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    Resource,
+    SavedBudgets,
+    Turn,
+    Turns,
+    WrongState,
+)
+from controller.policy.grant import Refusal
+from controller.registry import Call, Session, Tenant, now
+from controller.shared import Shared
+
+CODE: Final = "budget_exhausted"  # stable: docs/outcomes.md
+_ONE_CALL: Final = Charges(calls_begun=1.0)
+
+
+class Budgets:
+    """``saved``: what the ledger has; balances of tenants and sessions that come later are taken from it."""
+
+    def __init__(self, shared: Shared, saved: SavedBudgets | None = None) -> None:
+        self._shared = shared
+        self._saved = saved or SavedBudgets(rules={}, balances={}, marks={}, turns={})
+        self._dirty_calls: dict[CallId, Call] = {}
+        self._dirty = False
+
+    # --- who has which budgets ---------------------------------------------------------------------------------------
+
+    def open_tenant(self, tenant: Tenant) -> None:
+        self._fill(tenant.account, tenant.id, self._configured(tenant.name, "tenant"))
+
+    def open_session(self, session: Session) -> None:
+        self._fill(session.account, session.id, self._configured(session.tenant.name, "session"))
+        session.account.turns = self._saved.turns.pop(session.id, None)
+
+    def configure(self) -> None:
+        """The configuration is new: its budgets are. What operators set stands."""
+        for tenant in self._shared.registry.tenants.values():
+            self._reset(tenant.account, tenant.id, self._configured(tenant.name, "tenant"))
+            rules = self._configured(tenant.name, "session")
+            for session in tenant.sessions.values():
+                self._reset(session.account, session.id, rules)
+
+    def set_rule(self, of: Tenant | Session, rule: BudgetRule) -> None:
+        """By an operator. What was used in the present period stays used."""
+        made = of.account.set_rule(rule, now(), by_operator=True)
+        period = f" a period of {rule.period:g} s" if rule.period is not None else ""
+        kind = "hard" if rule.hard else "soft"
+        limit = human_amount(rule.resource.value, rule.limit)
+        self._record(of, f"the {kind} budget of {rule.resource.value} is {limit}{period} now")
+        self._rewrite(of.id, made)
+
+    def remove_rule(self, of: Tenant | Session, resource: Resource) -> None:
+        """What an operator set. The configuration's budget, where there is one, holds again."""
+        held = of.account.stocks.get(resource)
+        name = _name(of)
+        if held is None:
+            raise NotFound(
+                f"{name} has no budget of {resource.value}",
+                field="resource",
+                value=resource.value,
+                remedy="corral budget lists those that there are",
+            )
+        if not held.by_operator:
+            raise WrongState(
+                f"the budget of {resource.value} of {name} is the configuration's",
+                field="resource",
+                value=resource.value,
+                remedy="take it out of the file and reload, or set another one over it (corral budget set)",
+            )
+        del of.account.stocks[resource]
+        self._record(of, f"the budget of {resource.value} was removed")
+        self._write(BudgetChange(removed=((of.id, resource),)))
+        tenant, scope = (of, "tenant") if isinstance(of, Tenant) else (of.tenant, "session")
+        for rule in self._configured(tenant.name, scope):
+            if rule.resource is resource:
+                self._rewrite(of.id, of.account.set_rule(rule, now(), by_operator=False, balance=held.balance))
+
+    # --- the path of a call ------------------------------------------------------------------------------------------
+
+    def refusal(self, session: Session, resources: Collection[Resource] | None = None) -> Refusal | None:
+        """Why nothing may begin in the session; None: something may. ``resources``: only these are asked for."""
+        for owner in (session.tenant, session):
+            for resource, held in owner.account.stocks.items():
+                if held.level is not Level.USED_UP or not held.rule.hard:
+                    continue
+                at = now()
+                if held.is_used_up(at) and (resources is None or resource in resources):
+                    return _refusal(owner, held, at)
+        return None
+
+    def noted(self, session: Session, grant: Grant) -> Grant:
+        """The grant, with what its agent should know of budgets: once for each step down."""
+        notes: list[str] = []
+        told = session.account.told
+        for owner in (session.tenant, session):
+            account = owner.account
+            for resource, held in account.stocks.items():
+                key = (account.scope, resource)
+                if held.level < Level.LOW:
+                    told.pop(key, None)
+                elif told.get(key, Level.PLENTY) < held.level:
+                    at = now()
+                    held.refill(at)
+                    told[key] = held.level
+                    if held.level >= Level.LOW:
+                        budget = stocks.view(held.balance, held.rule, account.scope, at)
+                        notes.append(left_words(budget, _whose(owner), held.level, at))
+        return replace(grant, notes=(*grant.notes, *notes)) if notes else grant
+
+    def begun(self, call: Call) -> None:
+        active = self._counts(call)
+        call.meter = CallMeter(time.monotonic(), active=active, begun_charged=True)
+        if active:
+            self._charge(call.session, _ONE_CALL)
+            self._dirty_calls[call.id] = call
+
+    def sampled(self, call: Call) -> None:
+        """``call.usage`` is new."""
+        meter = call.meter or self._resumed(call)
+        at = time.monotonic()
+        if not self._counts(call):
+            meter.active = False
+        elif not meter.active:
+            meter.rebase(call.usage, at)
+            meter.active = True
+            self._dirty_calls[call.id] = call
+        else:
+            self._advance(call, meter, at, last=False)
+
+    def ended(self, call: Call) -> tuple[Budget, ...]:
+        """``call.usage`` is final. What is left of the session's and the tenant's stocks."""
+        meter = call.meter or self._resumed(call)
+        if meter.active and self._counts(call):
+            self._advance(call, meter, time.monotonic(), last=True)
+            # before the call's end reaches the ledger: an end that is on disk is charged
+            self.flush()
+        self._dirty_calls.pop(call.id, None)
+        return self.left(call.session)
+
+    def left(self, session: Session) -> tuple[Budget, ...]:
+        at = now()
+        return (*session.tenant.account.views(at), *session.account.views(at))
+
+    # --- what is not seen by counters --------------------------------------------------------------------------------
+
+    def charge(self, session: Session, charges: Charges, *, model: bool) -> None:
+        """``model``: the session's model used it, and its Turns count it."""
+        if model and (charges.gpu_seconds or charges.joules or charges.prefill_equivalents):
+            turns = session.account.turns or Turns()
+            session.account.turns = replace(
+                turns,
+                gpu_seconds=turns.gpu_seconds + charges.gpu_seconds,
+                joules=turns.joules + charges.joules,
+                prefill_equivalents=turns.prefill_equivalents + charges.prefill_equivalents,
+            )
+            session.account.turns_dirty = self._dirty = True
+        self._charge(session, charges)
+
+    def report_turn(self, session: Session, turn: Turn) -> Turns:
+        held = session.account.turns or Turns()
+        session.account.turns = turns = replace(
+            held,
+            turns=held.turns + 1,
+            prompt_tokens=held.prompt_tokens + turn.prompt_tokens,
+            cached_tokens=held.cached_tokens + turn.cached_tokens,
+            generated_tokens=held.generated_tokens + turn.generated_tokens,
+            model_seconds=held.model_seconds + turn.seconds,
+        )
+        session.account.turns_dirty = self._dirty = True
+        self._charge(session, turn_charges(turn, self._shared.config.prices))
+        self.flush()
+        return turns
+
+    # --- the ledger --------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Gives the ledger what has changed, as one record: balances, and the marks of the calls that are in them."""
+        if not self._dirty and not self._dirty_calls:
+            return
+        clock = now() - time.monotonic()
+        registry = self._shared.registry
+        owners: list[Tenant | Session] = [*registry.tenants.values(), *registry.sessions.values()]
+        balances = []
+        turns = []
+        for owner in owners:
+            account = owner.account
+            for resource, held in account.stocks.items():
+                if held.dirty:
+                    held.dirty = False
+                    balances.append((owner.id, resource, held.balance))
+            if account.turns_dirty and account.turns is not None:
+                account.turns_dirty = False
+                turns.append((owner.id, account.turns))
+        marks = tuple(c.meter.mark(c.id, clock) for c in self._dirty_calls.values() if c.meter is not None)
+        self._dirty_calls.clear()
+        self._dirty = False
+        if balances or turns or marks:
+            self._write(BudgetChange(balances=tuple(balances), marks=marks, turns=tuple(turns)))
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _configured(self, tenant: str, scope: str) -> tuple[BudgetRule, ...]:
+        for config in self._shared.config.tenants:
+            if config.name == tenant:
+                return config.budgets if scope == "tenant" else config.session_budgets
+        return ()
+
+    def _fill(self, account: Account, owner: str, configured: tuple[BudgetRule, ...]) -> None:
+        at = now()
+        rules = {rule.resource: (rule, False) for rule in configured}
+        rules |= {r: (rule, True) for (of, r), rule in self._saved.rules.items() if of == owner}
+        for resource, (rule, by_operator) in rules.items():
+            balance = self._saved.balances.pop((owner, resource), None)
+            made = account.set_rule(rule, at, by_operator=by_operator, balance=balance)
+            self._saved.rules.pop((owner, resource), None)
+            if balance is not None and made.balance.start < balance.start:
+                self._rewrite(owner, made)  # the configuration's period is a longer one now
+
+    def _reset(self, account: Account, owner: str, configured: tuple[BudgetRule, ...]) -> None:
+        at = now()
+        wanted = {rule.resource for rule in configured}
+        gone = [r for r, held in account.stocks.items() if not held.by_operator and r not in wanted]
+        for resource in gone:
+            del account.stocks[resource]
+        if gone:
+            self._write(BudgetChange(removed=tuple((owner, resource) for resource in gone)))
+        for rule in configured:
+            held = account.stocks.get(rule.resource)
+            if held is None or (not held.by_operator and held.rule != rule):
+                self._rewrite(owner, account.set_rule(rule, at, by_operator=False))
+
+    @staticmethod
+    def _counts(call: Call) -> bool:
+        return bool(call.session.account.stocks or call.tenant.account.stocks)
+
+    def _resumed(self, call: Call) -> CallMeter:
+        """Of a call that an earlier daemon left: charged up to its mark, or not at all."""
+        mark = self._saved.marks.pop(call.id, None)
+        active = self._counts(call)
+        if mark is not None:
+            meter = CallMeter.resumed(mark, now() - time.monotonic(), active=active)
+        else:
+            begun = time.monotonic() - max(0.0, now() - call.begun_at)
+            meter = CallMeter(begun, active=active, begun_charged=False)
+        call.meter = meter
+        return meter
+
+    def _advance(self, call: Call, meter: CallMeter, at: float, *, last: bool) -> None:
+        charges = meter.advance(call.usage, at, last=last)
+        if not meter.begun_charged:
+            meter.begun_charged = True
+            charges += _ONE_CALL
+        self._dirty_calls[call.id] = call
+        self._charge(call.session, charges)
+
+    def _charge(self, session: Session, charges: Charges) -> None:
+        at = now()
+        for owner in (session.tenant, session):
+            for resource, held in owner.account.stocks.items():
+                if resource is Resource.MONEY:
+                    amount = cost(charges, self._shared.config.prices)
+                else:
+                    amount = getattr(charges, resource.value)
+                if amount > 0:
+                    self._use(owner, held, amount, at)
+
+    def _use(self, owner: Tenant | Session, held: Stock, amount: float, at: float) -> None:
+        held.balance = stocks.charged(held.balance, held.rule, amount, at)
+        held.dirty = self._dirty = True
+        before, held.level = held.level, stocks.level(held.balance, held.rule)
+        if held.level > before:
+            self._advise(owner, held, at)
+
+    def _advise(self, owner: Tenant | Session, held: Stock, at: float) -> None:
+        budget = stocks.view(held.balance, held.rule, owner.account.scope, at)
+        self._decided(
+            owner,
+            Action.ADVISE,
+            "budget",
+            left_words(budget, _name(owner), held.level, at),
+            {"limit": budget.limit, "used": budget.used, "remaining": budget.remaining, "hard": float(budget.hard)},
+        )
+
+    def _record(self, of: Tenant | Session, reason: str) -> None:
+        self._decided(of, Action.LIMIT, "operator", f"{_name(of)}: {reason}", {})
+
+    def _decided(
+        self, of: Tenant | Session, action: Action, policy: str, reason: str, evidence: dict[str, float]
+    ) -> None:
+        tenant = of if isinstance(of, Tenant) else of.tenant
+        decision = Decision(
+            at=now(),
+            action=action,
+            policy=policy,
+            reason=reason,
+            tenant_id=tenant.id,
+            session_id=of.id if isinstance(of, Session) else None,
+            evidence=evidence,
+        )
+        self._shared.meter.decided(tenant.name, decision)
+        self._shared.journal.decision(decision)
+        self._shared.hub.publish(decision)
+
+    def _rewrite(self, owner: str, held: Stock) -> None:
+        """In place of what the ledger has, which otherwise believes the later period and the larger use."""
+        held.dirty = False
+        resource = held.rule.resource
+        self._write(
+            BudgetChange(
+                removed=((owner, resource),),
+                rules=((owner, held.rule),) if held.by_operator else (),
+                balances=((owner, resource, held.balance),),
+            )
+        )
+
+    def _write(self, change: BudgetChange) -> None:
+        self._shared.journal.budgets_changed(change)
+
+
+def rule_of(resource: str, limit: float, *, hard: bool, period: float | None) -> BudgetRule:
+    """Raises InvalidRequest, with the field as the API names it."""
+    return BudgetRule(resource=resource_of(resource), limit=limit, hard=hard, period=period)
+
+
+def resource_of(name: str) -> Resource:
+    try:
+        return Resource(name)
+    except ValueError:
+        raise InvalidRequest(
+            "is nothing that can be used up",
+            field="resource",
+            value=name,
+            remedy=f"give one of {', '.join(Resource)}; ceilings are limits (corral limits)",
+        ) from None
+
+
+def refused(refusal: Refusal) -> Refused:
+    return Refused(refusal.message, code=refusal.code, field=refusal.field, value=refusal.value, remedy=refusal.remedy)
+
+
+def _name(of: Tenant | Session) -> str:
+    return f"tenant {of.name!r}" if isinstance(of, Tenant) else f"session {of.id}"
+
+
+def _whose(of: Tenant | Session) -> str:
+    """For its agent."""
+    return "this tenant" if isinstance(of, Tenant) else "this session"
+
+
+def _refusal(owner: Tenant | Session, held: Stock, at: float) -> Refusal:
+    budget = stocks.view(held.balance, held.rule, owner.account.scope, at)
+    resource = budget.resource
+    return Refusal(
+        code=CODE,
+        field=f"budget.{resource}",
+        value=f"{budget.used:g}",
+        message=(
+            f"the hard budget of {resource} of {_name(owner)} is used up: "
+            f"{human_amount(resource, budget.used)} of {human_amount(resource, budget.limit)}"
+        ),
+        remedy=(
+            f"{refill_words(budget, at)}; finish with what you have, or ask the operator for more "
+            f"(corral budget set {owner.name if isinstance(owner, Tenant) else owner.id} {resource} LIMIT)"
+        ),
+    )
