@@ -9,8 +9,9 @@ from typing import Final
 import structlog
 
 from agentd.api import validate
+from agentd.api.budgetproto import budget_to_proto
+from agentd.api.budgets import BudgetAgentMethods
 from agentd.api.convert import (
-    budget_to_proto,
     call_to_proto,
     decision_to_proto,
     intent_from_proto,
@@ -19,7 +20,6 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, Stopping, answering, caller_is_gone
 from agentd.api.identity import Access, Kind, Principal
-from agentd.api.later import LaterAgentMethods
 from agentd.api.ports import HostPort
 from agentd.api.process import same_process
 from agentd.api.streams import Streams, merged
@@ -44,7 +44,7 @@ TenantUids = Callable[[str], frozenset[int]]
 _log: Final = structlog.get_logger("corral.api")
 
 
-class AgentServicer(LaterAgentMethods):
+class AgentServicer(BudgetAgentMethods):
     """Of one listener. Every method ends by an answer or by one status (errors.py); none raises."""
 
     def __init__(self, host: HostPort, access: Access, tenant_uids: TenantUids) -> None:
@@ -132,7 +132,9 @@ class AgentServicer(LaterAgentMethods):
             if caller_is_gone():
                 # It went in the same moment: nobody knows the call's id, so nobody would end it.
                 await self._forget(call)
-            return pb.BeginCallResponse(call=call_to_proto(call))
+            answer = pb.BeginCallResponse(call=call_to_proto(call))
+            answer.call.grant.budgets.extend(budget_to_proto(budget) for budget in self._host.stocks(session.id))
+            return answer
 
     async def _forget(self, call: CallView) -> None:
         try:
@@ -231,8 +233,3 @@ class AgentServicer(LaterAgentMethods):
             if call.session_id == session_id
         ]
         return answers
-
-    async def GetBudget(self, request: pb.GetBudgetRequest, context: Context) -> pb.GetBudgetResponse:
-        async with answering(context, "GetBudget"):
-            session = self._access.session(self._access.principal(context), request.session_id)
-            return pb.GetBudgetResponse(budgets=[budget_to_proto(budget) for budget in self._host.budgets(session.id)])

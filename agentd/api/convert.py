@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from agentd.api.budgetproto import budget_to_proto, turns_to_proto
 from agentd.api.errors import PROTO_FIELD
 from agentd.api.ports import FeatureView, SampleView
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import (
     UNLIMITED,
-    Budget,
     CallState,
     CallView,
     Decision,
@@ -287,6 +287,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
         summary=outcome.summary,
         suggestions=outcome.suggestions,
         leftovers=outcome.leftovers,
+        budgets=[budget_to_proto(budget) for budget in outcome.budgets],
     )
 
 
@@ -298,6 +299,7 @@ def tenant_to_proto(tenant: TenantView) -> pb.Tenant:
         priority=tenant.priority,
         memory_now_bytes=tenant.memory_now,
         cpu_usec=tenant.cpu_usec,
+        budgets=[budget_to_proto(budget) for budget in tenant.budgets],
     )
 
 
@@ -310,6 +312,8 @@ def session_to_proto(session: SessionView) -> pb.Session:
         opened_at=session.opened_at,
         closed_at=session.closed_at,
         labels=session.labels,
+        budgets=[budget_to_proto(budget) for budget in session.budgets],
+        turns=turns_to_proto(session.turns) if session.turns is not None else None,
     )
 
 
@@ -368,16 +372,6 @@ def snapshot_to_proto(snapshot: Snapshot, version: str) -> pb.SnapshotResponse:
         tenants=[tenant_to_proto(tenant) for tenant in snapshot.tenants],
         sessions=[session_to_proto(session) for session in snapshot.sessions],
         calls=[call_to_proto(call) for call in snapshot.calls],
-    )
-
-
-def budget_to_proto(budget: Budget) -> pb.Budget:
-    return pb.Budget(
-        resource=budget.resource,
-        scope=budget.scope,
-        limit=budget.limit,
-        used=budget.used,
-        remaining=budget.remaining,
     )
 
 

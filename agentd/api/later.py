@@ -15,22 +15,8 @@ def _not_served(what: str) -> CannotEnforce:
     return CannotEnforce(f"{what} is not served by this version", remedy="update the daemon")
 
 
-class LaterAgentMethods(corral_pb2_grpc.AgentServiceServicer):
-    _access: Access
-
-    async def ReportTurn(self, request: pb.ReportTurnRequest, context: Context) -> pb.ReportTurnResponse:
-        async with answering(context, "ReportTurn"):
-            self._access.session(self._access.principal(context), request.session_id)
-            raise _not_served("ReportTurn")
-
-
 class LaterOperatorMethods(corral_pb2_grpc.OperatorServiceServicer):
     _access: Access
-
-    async def SetBudget(self, request: pb.SetBudgetRequest, context: Context) -> pb.SetBudgetResponse:
-        async with answering(context, "SetBudget"):
-            self._access.operator(context)
-            raise _not_served("SetBudget")
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
         async with answering(context, "Attach"):

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Final
 
 from agentd.api import validate
+from agentd.api.budgets import BudgetOperatorMethods
 from agentd.api.convert import (
     call_to_proto,
     decision_to_proto,
@@ -33,7 +34,7 @@ from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwir
 _OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
-class OperatorServicer(LaterOperatorMethods):
+class OperatorServicer(BudgetOperatorMethods, LaterOperatorMethods):
     """Of one listener. Every method asks first whether an operator is calling."""
 
     def __init__(

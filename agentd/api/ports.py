@@ -13,6 +13,7 @@ from typing import Protocol
 from controller.backend import Whose
 from controller.model import (
     Budget,
+    BudgetRule,
     CallId,
     CallState,
     CallView,
@@ -20,11 +21,14 @@ from controller.model import (
     Intent,
     Limits,
     Outcome,
+    Resource,
     SessionId,
     SessionView,
     Snapshot,
     TenantView,
     Tripwire,
+    Turn,
+    Turns,
     Usage,
 )
 
@@ -87,6 +91,14 @@ class HostPort(Protocol):
 
     def session(self, session_id: SessionId) -> SessionView: ...
     def budgets(self, session_id: SessionId) -> list[Budget]: ...
+    def stocks(self, session_id: SessionId) -> list[Budget]:
+        """What can be used up alone, of the session and its tenant; from memory."""
+
+    def report_turn(self, session_id: SessionId, turn: Turn, /) -> Turns: ...
+    def set_budget(self, target: str, rule: BudgetRule, /) -> Sequence[Budget]:
+        """All budgets of the target then."""
+
+    def remove_budget(self, target: str, resource: Resource, /) -> Sequence[Budget]: ...
     def authenticate(self, token: str) -> SessionView:
         """Raises NotAllowed for a token that is unknown or has expired."""
 

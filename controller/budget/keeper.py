@@ -29,7 +29,6 @@ from controller.model import (
     Charges,
     Decision,
     Grant,
-    InvalidRequest,
     NotFound,
     Refused,
     Resource,
@@ -347,23 +346,6 @@ class Budgets:
 
     def _write(self, change: BudgetChange) -> None:
         self._shared.journal.budgets_changed(change)
-
-
-def rule_of(resource: str, limit: float, *, hard: bool, period: float | None) -> BudgetRule:
-    """Raises InvalidRequest, with the field as the API names it."""
-    return BudgetRule(resource=resource_of(resource), limit=limit, hard=hard, period=period)
-
-
-def resource_of(name: str) -> Resource:
-    try:
-        return Resource(name)
-    except ValueError:
-        raise InvalidRequest(
-            "is nothing that can be used up",
-            field="resource",
-            value=name,
-            remedy=f"give one of {', '.join(Resource)}; ceilings are limits (corral limits)",
-        ) from None
 
 
 def refused(refusal: Refusal) -> Refused:

@@ -18,7 +18,9 @@ from controller.backend import Whose
 from controller.hub import Hub, Subscription
 from controller.model import (
     Action,
+    Band,
     Budget,
+    BudgetRule,
     CallId,
     CallState,
     CallView,
@@ -31,12 +33,15 @@ from controller.model import (
     NotFound,
     Outcome,
     Reason,
+    Resource,
     SessionId,
     SessionView,
     Snapshot,
     TenantId,
     TenantView,
     Tripwire,
+    Turn,
+    Turns,
     Usage,
     new_call_id,
     new_session_id,
@@ -44,6 +49,18 @@ from controller.model import (
 )
 
 NOW = 1_800_000_000.0
+STOCKS = (
+    Budget(
+        resource="cpu_seconds",
+        scope="session",
+        limit=100.0,
+        used=95.0,
+        remaining=5.0,
+        period_seconds=86_400.0,
+        refills_at=NOW + 60,
+        band=Band.CRITICAL,
+    ),
+)
 
 
 def make_outcome(call_id: CallId) -> Outcome:
@@ -209,6 +226,21 @@ class FakeHost:
     def budgets(self, session_id: SessionId) -> list[Budget]:
         self._record("budgets", session_id)
         return [Budget(resource="pids", scope="tenant", limit=10.0, used=4.0, remaining=6.0)]
+
+    def stocks(self, session_id: SessionId) -> list[Budget]:
+        return list(STOCKS)
+
+    def report_turn(self, session_id: SessionId, turn: Turn) -> Turns:
+        self._record("report_turn", session_id, turn)
+        return Turns(turns=3, prompt_tokens=turn.prompt_tokens)
+
+    def set_budget(self, target: str, rule: BudgetRule) -> Sequence[Budget]:
+        self._record("set_budget", target, rule)
+        return STOCKS
+
+    def remove_budget(self, target: str, resource: Resource) -> Sequence[Budget]:
+        self._record("remove_budget", target, resource)
+        return ()
 
     def authenticate(self, token: str) -> SessionView:
         if token not in self.tokens:

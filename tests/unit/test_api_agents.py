@@ -160,7 +160,7 @@ async def test_get_outcome_and_budget(served: Served) -> None:
         answer = await api.call(api.agent.GetOutcome, pb.GetOutcomeRequest(call_id=call.id))
         assert answer.outcome.wait_status == 256
         budget = await api.call(api.agent.GetBudget, pb.GetBudgetRequest())
-    assert budget.budgets[0] == pb.Budget(resource="pids", scope="tenant", limit=10, used=4, remaining=6)
+    assert budget.budgets[0] == pb.Budget(resource="pids", scope="tenant", limit=10, used=4, remaining=6, hard=True)
 
 
 async def test_attach_refuses_processes_of_others(served: Served) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.api import convert
+from agentd.api.budgetproto import budget_to_proto
 from agentd.api.ports import SampleView
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import (
@@ -154,7 +155,7 @@ def same(value: Any, message: Message) -> None:
         expected = getattr(value, field.name)
         if expected is None:
             descriptor = message.DESCRIPTOR.fields_by_name[name]
-            assert (not message.HasField(name)) if descriptor.has_presence else getattr(message, name) == ""
+            assert (not message.HasField(name)) if descriptor.has_presence else getattr(message, name) in ("", 0)
             continue
         got = getattr(message, name)
         if isinstance(got, Message) or isinstance(expected, (tuple, Limits)):
@@ -195,7 +196,7 @@ def test_views() -> None:
     same(tenant, convert.tenant_to_proto(tenant))
     assert convert.tenant_to_proto(tenant).limits == pb.Limits(pids=3)
     budget = Budget(resource="pids", scope="session", limit=3.0, used=1.0, remaining=2.0)
-    same(budget, convert.budget_to_proto(budget))
+    same(budget, budget_to_proto(budget))
     host = HostView(
         kernel="6.18",
         mode="unified",
