@@ -33,6 +33,7 @@ from agentd.past import LedgerPast
 from agentd.platform import CannotEnforceHere, choose_backend
 from agentd.prepare import CannotStart, lock_state, make_directories, pressure_problems, raise_file_limit
 from agentd.purge import PurgeError, pins_are_there, purge_pins, purge_tree, tree_is_there
+from agentd.tier.tier import Tier, past_switches
 from bpf import BpfError, Feature
 from controller.backend import Backend
 from controller.cgroup import read_host
@@ -88,6 +89,7 @@ class Daemon:
         self._groups: dict[str, str] = {}  # groups that own sockets and do not exist: what is said about each
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker: Broker | None = None
+        self._tier: Tier | None = None
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises the errors of its parts when it cannot start; whatever had started is
@@ -155,8 +157,14 @@ class Daemon:
             )
             stack.push_async_callback(self._host.stop)  # also of what has started when the start fails
         self._host.learn(ended)
+        switches = await asyncio.to_thread(past_switches, config.ledger_path)
+        tier = self._tier = Tier(self._host, self._ledger, past=switches)
+        stack.push_async_callback(tier.stop)
+        tier.learn(ended)
+        self._metrics.more.append(tier.collector)
         self._host.start()
         self._close_lost(begun)
+        await tier.configure(config)
         trying = asyncio.ensure_future(
             asyncio.to_thread(features, cgroup_root=config.cgroup.root, state_dir=config.daemon.state_dir)
         )
@@ -188,6 +196,7 @@ class Daemon:
             tenant_uids=self._uids_of,
             version=__version__,
             limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
+            tier=tier,
         )
         await self._api.start(self._listeners(config))
         stack.push_async_callback(self._api.stop, grace=_GRACE)
@@ -308,6 +317,8 @@ class Daemon:
     def _problems(self) -> list[str]:
         """What is wrong beside what the backend lacks; on every screen, in the metrics and in `corral doctor`."""
         found = [*self._lasting, *self._groups.values()]
+        if self._tier is not None:
+            found += self._tier.problems()
         ledger = self._ledger.health
         if not ledger.ok:
             found.append(f"the history is not written, {ledger.backlog} records wait in memory: {ledger.error}")
@@ -363,6 +374,8 @@ class Daemon:
                 begin_timeout=config.broker.begin_timeout,
             )
         self._host.reconfigure(host_config(config))
+        if self._tier is not None:
+            await self._tier.configure(config)
         served = {str(listener) for listener in self._api.listeners}
         wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}
         for listener in self._api.listeners:

@@ -82,6 +82,7 @@ class EmbeddedDaemon:
         self.pin_dir: Final = Path("/sys/fs/bpf") / self.name
         self.config_file: Final = directory / "agentd.toml"
         self.log_file: Final = directory / "agentd.log"
+        self.environment: dict[str, str] = {}  # more of it, for the daemon alone
         self._python = python
         self._process: asyncio.subprocess.Process | None = None
         self._notify: socket.socket | None = None  # open as long as the daemon runs: it goes on telling its state
@@ -146,6 +147,7 @@ class EmbeddedDaemon:
     async def _spawn(self, notify: Path) -> asyncio.subprocess.Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CORRAL_") and k != "JOURNAL_STREAM"}
         environment |= {"NOTIFY_SOCKET": str(notify), "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1"}
+        environment |= self.environment
         with self.log_file.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 self._python,

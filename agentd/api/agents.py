@@ -20,7 +20,7 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, Stopping, answering, caller_is_gone
 from agentd.api.identity import Access, Kind, Principal
-from agentd.api.ports import HostPort
+from agentd.api.ports import HostPort, TierPort
 from agentd.api.process import same_process
 from agentd.api.streams import Streams, merged
 from agentd.proto.corral.v1 import corral_pb2 as pb
@@ -47,10 +47,11 @@ _log: Final = structlog.get_logger("corral.api")
 class AgentServicer(BudgetAgentMethods):
     """Of one listener. Every method ends by an answer or by one status (errors.py); none raises."""
 
-    def __init__(self, host: HostPort, access: Access, tenant_uids: TenantUids) -> None:
+    def __init__(self, host: HostPort, access: Access, tenant_uids: TenantUids, tier: TierPort) -> None:
         self._host = host
         self._access = access
         self._tenant_uids = tenant_uids
+        self._tier = tier
         self.streams = Streams()
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:

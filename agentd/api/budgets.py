@@ -12,7 +12,7 @@ from agentd.api.budgetproto import (
 )
 from agentd.api.errors import Context, answering
 from agentd.api.identity import Access
-from agentd.api.ports import HostPort
+from agentd.api.ports import HostPort, TierPort
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from agentd.proto.corral.v1 import corral_pb2_grpc
 
@@ -20,6 +20,7 @@ from agentd.proto.corral.v1 import corral_pb2_grpc
 class BudgetAgentMethods(corral_pb2_grpc.AgentServiceServicer):
     _host: HostPort
     _access: Access
+    _tier: TierPort
 
     async def GetBudget(self, request: pb.GetBudgetRequest, context: Context) -> pb.GetBudgetResponse:
         async with answering(context, "GetBudget"):
@@ -29,7 +30,9 @@ class BudgetAgentMethods(corral_pb2_grpc.AgentServiceServicer):
     async def ReportTurn(self, request: pb.ReportTurnRequest, context: Context) -> pb.ReportTurnResponse:
         async with answering(context, "ReportTurn"):
             session = self._access.session(self._access.principal(context), request.session_id)
-            turns = self._host.report_turn(session.id, turn_from_proto(request))
+            turn = turn_from_proto(request)
+            turns = self._host.report_turn(session.id, turn)
+            self._tier.reported(session.id, turn)
             return pb.ReportTurnResponse(
                 turns=turns_to_proto(turns),
                 budgets=[budget_to_proto(budget) for budget in self._host.stocks(session.id)],

@@ -32,8 +32,3 @@ class LaterOperatorMethods(corral_pb2_grpc.OperatorServiceServicer):
         async with answering(context, "Trace"):
             self._access.operator(context)
             yield pb.TraceResponse(notice="tracing is not served by this version; update the daemon")
-
-    async def Tier(self, request: pb.TierRequest, context: Context) -> pb.TierResponse:
-        async with answering(context, "Tier"):
-            self._access.operator(context)
-            raise _not_served("Tier")

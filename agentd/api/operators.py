@@ -24,8 +24,9 @@ from agentd.api.convert import (
 from agentd.api.errors import Context, Stopping, answering
 from agentd.api.identity import Access
 from agentd.api.later import LaterOperatorMethods
-from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort
+from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort, TierPort
 from agentd.api.streams import MAX_OPERATOR_STREAMS, Streams, Tick, merged
+from agentd.api.tier import TierMethods, tier_to_proto
 from agentd.processes import processes_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
@@ -34,17 +35,25 @@ from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwir
 _OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
-class OperatorServicer(BudgetOperatorMethods, LaterOperatorMethods):
+class OperatorServicer(BudgetOperatorMethods, TierMethods, LaterOperatorMethods):
     """Of one listener. Every method asks first whether an operator is calling."""
 
     def __init__(
-        self, host: HostPort, history: HistoryPort, access: Access, *, features: Features, version: str
+        self,
+        host: HostPort,
+        history: HistoryPort,
+        access: Access,
+        *,
+        features: Features,
+        version: str,
+        tier: TierPort,
     ) -> None:
         self._host = host
         self._history = history
         self._access = access
         self._features = features
         self._version = version
+        self._tier = tier
         self.streams = Streams(MAX_OPERATOR_STREAMS)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
@@ -53,7 +62,10 @@ class OperatorServicer(BudgetOperatorMethods, LaterOperatorMethods):
             return self._snapshot(with_ended=request.with_ended)
 
     def _snapshot(self, *, with_ended: bool = False) -> pb.SnapshotResponse:
-        return snapshot_to_proto(self._host.snapshot(with_ended=with_ended), self._version)
+        found = snapshot_to_proto(self._host.snapshot(with_ended=with_ended), self._version)
+        if self._tier.configured:
+            found.tier.CopyFrom(tier_to_proto(self._tier.view()))
+        return found
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         async with answering(context, "Watch"):

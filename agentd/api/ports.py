@@ -6,10 +6,12 @@ others, which record. Methods raise the exceptions of ``controller.model.errors`
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agentd.tier.view import TierView
 from controller.backend import Whose
 from controller.model import (
     Budget,
@@ -170,3 +172,29 @@ class HistoryPort(Protocol):
     async def history(self, query: HistoryQuery) -> HistoryPage: ...
     async def moment(self, at: float | None) -> MomentPage:
         """None: when the first call that is kept was begun."""
+
+
+class TierPort(Protocol):
+    """The inference tier: ``agentd.tier.tier.Tier``."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether snapshots show it."""
+
+    def view(self) -> TierView:
+        """From the last samples: nothing is asked."""
+
+    def reported(self, session_id: SessionId, turn: Turn) -> None:
+        """An agent told of a turn that did not go through the gateway."""
+
+
+class NoTier:
+    """Of a daemon (or a test) that follows none."""
+
+    configured = False
+
+    def view(self) -> TierView:
+        return TierView(at=time.time(), nvml="", nvml_detail="this daemon follows no inference tier")
+
+    def reported(self, session_id: SessionId, turn: Turn) -> None:
+        pass

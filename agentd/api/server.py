@@ -17,7 +17,7 @@ from agentd.api.errors import ListenError
 from agentd.api.identity import Access, always, by_certificate
 from agentd.api.listen import BoundSocket, Listener, UnixListener, bind_tcp, bind_unix
 from agentd.api.operators import OperatorServicer
-from agentd.api.ports import Features, HistoryPort, HostPort
+from agentd.api.ports import Features, HistoryPort, HostPort, NoTier, TierPort
 from agentd.api.streams import Streams
 from agentd.proto.corral.v1 import corral_pb2, corral_pb2_grpc
 
@@ -78,6 +78,7 @@ class ApiServer:
         tenant_uids: TenantUids,
         version: str,
         limits: ServerLimits | None = None,
+        tier: TierPort | None = None,
     ) -> None:
         """``features``: what the probe found. ``tenant_uids``: whose processes may use a tenant's sessions (asked for
         each OpenSession, so that a reload counts; empty: only operators open its sessions here). ``version``: the
@@ -89,6 +90,7 @@ class ApiServer:
         self._tenant_uids = tenant_uids
         self._version = version
         self._limits = limits or ServerLimits()
+        self._tier = tier or NoTier()
         self._served: dict[str, _Served] = {}
 
     async def start(self, listeners: Sequence[Listener]) -> None:
@@ -110,9 +112,11 @@ class ApiServer:
         else:
             identify = by_certificate(listener.clients)
         access = Access(self._host, identify)
-        agents = AgentServicer(self._host, access, self._tenant_uids)
+        agents = AgentServicer(self._host, access, self._tenant_uids, self._tier)
         corral_pb2_grpc.add_AgentServiceServicer_to_server(agents, server)
-        operators = OperatorServicer(self._host, self._history, access, features=self._features, version=self._version)
+        operators = OperatorServicer(
+            self._host, self._history, access, features=self._features, version=self._version, tier=self._tier
+        )
         corral_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
         prober = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(prober, server)

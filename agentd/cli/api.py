@@ -52,6 +52,9 @@ class Api:
     def kill(self, target: str) -> list[str]:
         return list(self._remote.call(self._remote.operator.Kill, pb.KillRequest(target=target)).call_ids)
 
+    def tier(self) -> pb.TierStatus:
+        return self._remote.call(self._remote.operator.Tier, pb.TierRequest()).tier
+
     def doctor(self) -> list[pb.Feature]:
         return list(self._remote.call(self._remote.operator.Doctor, pb.DoctorRequest()).features)
 

@@ -30,6 +30,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "priority": ("control", "priority"),
     "tenant set": ("control", "tenant_set"),
     "tenant list": ("listing", "tenant_list"),
+    "tier": ("tier", "tier"),
     "doctor": ("doctor", "doctor"),
     "config check": ("configuration", "check"),
     "config show": ("configuration", "show"),

@@ -55,6 +55,8 @@ def build() -> Parser:
     _listings(command)
     _control(command)
     _tenant(commands, common)
+    one = command("tier", "GPUs, inference engines, and where each session's KV cache is")
+    one.add_argument("--switches", metavar="N", type=_count, default=20, help="context switches to show (default: 20)")
     command("doctor", "what this host can do, what it cannot, what that costs and how to get it")
     _config(commands, common)
     _replay(command)
@@ -96,9 +98,6 @@ def _listings(command: Any) -> None:
     one.add_argument("--read-only", action="store_true", help="act on nothing")
     one.add_argument("--at", metavar="WHEN", default="", help='begin in the past: "10m ago", 14:03, 2026-11-24 14:03')
     one.add_argument("--replay", metavar="FILE", help="show a recording instead of a daemon")
-    one.add_argument("--web", action="store_true", help="serve it to a browser; prints its address, a secret")
-    one.add_argument("--listen", metavar="HOST:PORT", help="with --web: where (default: 127.0.0.1:8000; port 0: any)")
-    one.add_argument("--public-url", metavar="URL", help="with --web: as browsers see it, where a proxy stands between")
     one = command("record", "record what the dashboard would show into a file, for corral top --replay")
     one.add_argument("file", metavar="FILE", help="a new file")
     one.add_argument("--for", dest="duration", metavar="TIME", help="so long, e.g. 10m (default: until Ctrl-C)")
@@ -143,8 +142,6 @@ def _limits(one: argparse.ArgumentParser) -> None:
     one.add_argument("--weight", "--cpu-weight", dest="cpu_weight", metavar="N", help="share of CPU, 1 to 10000")
     one.add_argument("--pids", metavar="N", help="processes and threads; max lifts it")
     one.add_argument("--io-weight", metavar="N", help="share of the disk, 1 to 10000")
-    one.add_argument("--io-max", metavar="SIZE", help="a second, read and written, of each disk; max lifts it")
-    one.add_argument("--egress-max", metavar="SIZE", help="a second, out to the network; max lifts it")
 
 
 def _tenant(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -35,6 +35,9 @@ _DONE: Final = {
     "queue": "queued",
     "refuse": "refused",
     "limit": "limits changed",
+    "offload": "KV offloaded",
+    "restore": "KV restored",
+    "drop": "KV dropped",
 }
 
 
@@ -53,11 +56,6 @@ def optional_bytes(message: pb.Usage | pb.Tenant | pb.Grant | pb.Limits | pb.Int
     if not message.HasField(field):
         return "-"
     return limit_bytes(getattr(message, field))
-
-
-def optional_rate(message: pb.Limits, field: str) -> str:
-    text = optional_bytes(message, field)
-    return text if text in ("-", "unlimited") else f"{text}/s"
 
 
 def optional_count(message: pb.Usage | pb.Limits | pb.Intent, field: str) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from agentd.amounts import parse_budget
 from agentd.config.checks import uids_of_tenants
-from agentd.config.model import REFUSE, Config, PricesSection, TokenPricesSection
-from controller.budget.price import Prices, TokenPrices
+from agentd.config.model import REFUSE, Config
 from controller.config import CallConfig, HostConfig, TenantConfig
-from controller.model import BudgetRule, Resource
 
 
 def host_config(config: Config) -> HostConfig:
@@ -26,8 +21,6 @@ def host_config(config: Config) -> HostConfig:
                 priority=tenant.priority,
                 max_calls=tenant.max_calls,
                 max_sessions=tenant.max_sessions,
-                budgets=_rules(tenant.budgets),
-                session_budgets=_rules(tenant.session_budgets),
             )
             for name, tenant in config.all_tenants.items()
         ),
@@ -35,8 +28,6 @@ def host_config(config: Config) -> HostConfig:
         call=CallConfig(
             memory_max=config.call.memory_max,
             pids_max=config.call.pids_max,
-            io_max=config.call.io_max,
-            egress_max=config.call.egress_max,
             brake_factor=config.call.brake_factor,
             hard_limit_factor=config.call.hard_limit_factor,
             hold_max=config.call.hold_max,
@@ -50,27 +41,5 @@ def host_config(config: Config) -> HostConfig:
         leftovers=config.daemon.leftovers,
         leftover_grace=config.daemon.leftover_grace,
         token_ttl=config.broker.token_ttl,
-        prices=_prices(config.prices),
         keep_ended=config.daemon.keep_ended,
     )
-
-
-def _rules(budgets: Mapping[str, str]) -> tuple[BudgetRule, ...]:
-    return tuple(parse_budget(Resource(resource), text) for resource, text in budgets.items())
-
-
-def _prices(prices: PricesSection) -> Prices:
-    return Prices(
-        cpu_hour=prices.cpu_hour,
-        gib_hour=prices.gib_hour,
-        network_gb=prices.network_gb,
-        gpu_hour=prices.gpu_hour,
-        kwh=prices.kwh,
-        call=prices.call,
-        tokens=_token_prices(prices),
-        engines={name: _token_prices(of) for name, of in prices.engines.items()},
-    )
-
-
-def _token_prices(of: PricesSection | TokenPricesSection) -> TokenPrices:
-    return TokenPrices(prompt=of.prompt_tokens, cached=of.cached_tokens, generated=of.generated_tokens)

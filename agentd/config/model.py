@@ -15,7 +15,6 @@ from msgspec import Meta, Struct, field
 
 from controller.model import Limits
 from controller.model.intent import MAX_CORES, MAX_DURATION, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
-from controller.model.limits import MAX_RATE, MIN_EGRESS, MIN_IO
 
 MAX_UID: Final = 2**32 - 2  # 2^32 - 1 is the kernel's "no uid"
 MAX_WEIGHT: Final = 10_000  # of cgroup v2's cpu.weight and io.weight
@@ -36,8 +35,6 @@ def _number(unit: str, ge: float, le: float) -> Meta:
 _Text = Annotated[str, Meta(max_length=4096)]
 _Size = Annotated[int, _number("bytes", ge=0, le=MAX_MEMORY)]
 _Memory = Annotated[int, _number("bytes", ge=MIN_MEMORY, le=MAX_MEMORY)]
-_DiskRate = Annotated[int, _number("bytes", ge=MIN_IO, le=MAX_RATE)]
-_EgressRate = Annotated[int, _number("bytes", ge=MIN_EGRESS, le=MAX_RATE)]
 _Time = Annotated[
     float, Meta(gt=0, le=MAX_DURATION, extra={"unit": "seconds"}, extra_json_schema={"x-unit": "seconds"})
 ]
@@ -47,7 +44,6 @@ _Weight = Annotated[int, Meta(ge=1, le=MAX_WEIGHT)]
 _Pids = Annotated[int, Meta(ge=1, le=MAX_PIDS)]
 _Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 _Mode = Annotated[int, _number("mode", ge=0, le=0o777)]
-_Price = Annotated[float, Meta(ge=0, le=1e9)]
 _Uid = Annotated[int, Meta(ge=0, le=MAX_UID)]
 
 
@@ -177,25 +173,8 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     io_weight: Annotated[_Weight | None, doc("Share of block I/O under contention; 100 is the default.", live=True)] = (
         None
     )
-    io_max: Annotated[
-        _DiskRate | None, doc("Bytes a second that are read, and that are written, of each disk.", live=True)
-    ] = None
-    egress_max: Annotated[
-        _EgressRate | None, doc("Bytes a second that leave over the network, loopback included (eBPF).", live=True)
-    ] = None
     max_calls: Annotated[_Count | None, doc("Calls at once; more wait in the tenant's queue.", live=True)] = None
     max_sessions: Annotated[_Count | None, doc("Open sessions at once.", live=True)] = None
-    budgets: Annotated[
-        dict[str, _Text],
-        doc(
-            "What it may use up as a whole: resource = LIMIT [per PERIOD] [hard or soft], "
-            'e.g. cpu_seconds = "10h per 1d hard" (docs/control.md).',
-            live=True,
-        ),
-    ] = field(default_factory=dict)
-    session_budgets: Annotated[dict[str, _Text], doc("What each of its sessions may use up, likewise.", live=True)] = (
-        field(default_factory=dict)
-    )
 
     def limits(self) -> Limits:
         """The tenant's ceilings in the controller's terms."""
@@ -207,8 +186,6 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             cpu_weight=self.cpu_weight,
             pids_max=self.pids_max,
             io_weight=self.io_weight,
-            io_max=self.io_max,
-            egress_max=self.egress_max,
         )
 
 
@@ -226,12 +203,6 @@ class CallSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     memory_max: Annotated[_Memory | None, doc("Hard memory limit of a call that declares none.", live=True)] = None
     pids_max: Annotated[_Pids | None, doc("Processes and threads of a call that declares none.", live=True)] = 4096
-    io_max: Annotated[
-        _DiskRate | None, doc("Bytes a second that a call reads, and that it writes, of each disk.", live=True)
-    ] = None
-    egress_max: Annotated[
-        _EgressRate | None, doc("Bytes a second that a call sends, loopback included (eBPF).", live=True)
-    ] = None
     brake_factor: Annotated[
         Annotated[float, Meta(ge=0.5, le=16)], doc("The brake is armed at the declared peak times this.", live=True)
     ] = 1.0
@@ -256,31 +227,6 @@ class HostSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         doc("How often usage is read; stretched where it would cost more than sample_budget.", live=True),
     ] = 1.0
     sample_budget: Annotated[_Share, doc("Share of one core that sampling may take.", live=True)] = 0.01
-
-
-class TokenPricesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Prices of one engine's tokens, in place of the general ones; for a million."""
-
-    prompt_tokens: Annotated[_Price, doc("Tokens of prompts that are computed.", live=True)] = 0.0
-    cached_tokens: Annotated[_Price, doc("Tokens of prompts that are found in the KV cache.", live=True)] = 0.0
-    generated_tokens: Annotated[_Price, doc("Tokens that are generated.", live=True)] = 0.0
-
-
-class PricesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What use costs, for budgets of money. In one currency of your choice; what has no price is free."""
-
-    cpu_hour: Annotated[_Price, doc("An hour of one CPU.", live=True)] = 0.0
-    gib_hour: Annotated[_Price, doc("A GiB of memory for an hour.", live=True)] = 0.0
-    network_gb: Annotated[_Price, doc("10^9 bytes of network traffic, in and out.", live=True)] = 0.0
-    gpu_hour: Annotated[_Price, doc("An hour of one GPU.", live=True)] = 0.0
-    kwh: Annotated[_Price, doc("A kWh of the GPUs' energy.", live=True)] = 0.0
-    call: Annotated[_Price, doc("Each tool call that begins.", live=True)] = 0.0
-    prompt_tokens: Annotated[_Price, doc("A million tokens of prompts that are computed.", live=True)] = 0.0
-    cached_tokens: Annotated[_Price, doc("A million tokens of prompts found in the KV cache.", live=True)] = 0.0
-    generated_tokens: Annotated[_Price, doc("A million tokens that are generated.", live=True)] = 0.0
-    engines: Annotated[
-        dict[str, TokenPricesSection], doc("Token prices of single engines, by their name.", live=True)
-    ] = field(default_factory=dict)
 
 
 class LedgerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -316,7 +262,7 @@ class GpuSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["auto", "on", "off"],
         doc(
             "auto: use GPUs where there are any. on: likewise, and report it as a problem where they cannot be used. "
-            "off: never load NVML.",
+            "off: they are not read.",
             live=True,
         ),
     ] = "auto"
@@ -353,9 +299,9 @@ class EngineSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ),
     ] = False
     policy: Annotated[
-        Literal["ours", "infercept", "continuum", "keep", "drop", "offload", "lru", "off"],
+        Literal["corral", "infercept", "continuum", "always-keep", "always-drop", "always-offload", "lru", "off"],
         doc("What decides over KV caches while tools run, where control is on (docs/gpu.md). off: nothing.", live=True),
-    ] = "ours"
+    ] = "corral"
     bytes_per_token: Annotated[
         _Count | None, doc("Of the KV cache. Not set: from the facts below, else learned from the engine.", live=True)
     ] = None
@@ -417,7 +363,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: HostSection = field(default_factory=HostSection)
     ledger: LedgerSection = field(default_factory=LedgerSection)
     metrics: MetricsSection = field(default_factory=MetricsSection)
-    prices: PricesSection = field(default_factory=PricesSection)
     gpu: GpuSection = field(default_factory=GpuSection)
     engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(
         default_factory=dict

@@ -54,6 +54,9 @@ class Metrics:
         per_call: bool = False,
     ) -> None:
         self.per_call = per_call
+        self.more: list[
+            Callable[[Labels], Collector]
+        ] = []  # of other parts, made at each scrape; given the tenants' labels
         self._snapshot = snapshot
         self._health = health
         self._version = version
@@ -131,7 +134,8 @@ class Metrics:
             instance=self._instance,
             per_call=self.per_call,
         )
-        return _Together(self._registry, snapshot, _HealthCollector(self._health()))
+        more = (make(self._tenant) for make in self.more)
+        return _Together(self._registry, snapshot, _HealthCollector(self._health()), *more)
 
     def render(self) -> bytes:
         """The text form, at once. A scrape renders in a thread instead (:mod:`agentd.metrics.server`)."""

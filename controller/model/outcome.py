@@ -23,6 +23,9 @@ class Action(StrEnum):
     QUEUE = "queue"
     REFUSE = "refuse"
     LIMIT = "limit"  # limits or priority were changed
+    OFFLOAD = "offload"  # the session's KV cache was moved out of its engine's pool while a tool runs
+    RESTORE = "restore"  # and back
+    DROP = "drop"  # it was given up, to be computed again
 
 
 class Reason(StrEnum):

@@ -20,6 +20,7 @@ from gpu.nvml.types import Absent, DeviceInfo, GpuEvent, GpuEventKind, Why
 XID: Final = 0x8  # nvmlEventTypeXidCriticalError
 _SLICE_MSEC: Final = 500
 _RETRY_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 2.0  # then the thread is left to the driver that holds it; it ends with the process
 _NO_INSTANCE: Final = 0xFFFFFFFF
 _MAX_QUEUED: Final = 1024
 
@@ -80,12 +81,12 @@ class EventWatcher:
         self._thread.start()
 
     async def close(self) -> None:
-        """Ends the thread (within half a second) and the iteration."""
+        """Ends the thread (within half a second, unless the driver hangs) and the iteration."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
         self._stop.set()
-        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(thread.join, _CLOSE_SECONDS)
         self._queue.put_nowait(None)
 
     def __aiter__(self) -> EventWatcher:

@@ -34,7 +34,7 @@ async def ask(api: Client, service: str, method: str, request: Any) -> Any:
     return await api.call(stub, request)
 
 
-NOT_SERVED = {"Attach", "Detach", "Tier"}  # described by the API, not yet there
+NOT_SERVED = {"Attach", "Detach"}  # described by the API, not yet there
 OPERATOR_METHODS = sorted(method.name for method in pb.DESCRIPTOR.services_by_name["OperatorService"].methods)
 AGENT_METHODS = sorted(method.name for method in pb.DESCRIPTOR.services_by_name["AgentService"].methods)
 

@@ -108,7 +108,7 @@ class InferenceBinding(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., conversation: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight", "egress_bytes_per_second", "io_bytes_per_second")
+    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight")
     MEMORY_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LOW_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -116,8 +116,6 @@ class Limits(_message.Message):
     CPU_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     IO_WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    EGRESS_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
-    IO_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     memory_max_bytes: int
     memory_high_bytes: int
     memory_low_bytes: int
@@ -125,9 +123,7 @@ class Limits(_message.Message):
     cpu_weight: int
     pids: int
     io_weight: int
-    egress_bytes_per_second: int
-    io_bytes_per_second: int
-    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ..., egress_bytes_per_second: _Optional[int] = ..., io_bytes_per_second: _Optional[int] = ...) -> None: ...
+    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("limits", "notify_bytes", "brake_bytes", "priority", "enforced", "notes", "budgets")
@@ -997,7 +993,7 @@ class TierResponse(_message.Message):
     def __init__(self, tier: _Optional[_Union[TierStatus, _Mapping]] = ...) -> None: ...
 
 class TierStatus(_message.Message):
-    __slots__ = ("at", "nvml", "nvml_detail", "devices", "engines", "sessions", "switches", "policy", "hints")
+    __slots__ = ("at", "nvml", "nvml_detail", "devices", "engines", "sessions", "switches", "policy", "hints", "tenants", "sampling_share")
     AT_FIELD_NUMBER: _ClassVar[int]
     NVML_FIELD_NUMBER: _ClassVar[int]
     NVML_DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -1007,6 +1003,8 @@ class TierStatus(_message.Message):
     SWITCHES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     HINTS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_SHARE_FIELD_NUMBER: _ClassVar[int]
     at: float
     nvml: str
     nvml_detail: str
@@ -1016,7 +1014,21 @@ class TierStatus(_message.Message):
     switches: _containers.RepeatedCompositeFieldContainer[ContextSwitch]
     policy: str
     hints: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, at: _Optional[float] = ..., nvml: _Optional[str] = ..., nvml_detail: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[GpuDevice, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[InferenceEngine, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[KvSession, _Mapping]]] = ..., switches: _Optional[_Iterable[_Union[ContextSwitch, _Mapping]]] = ..., policy: _Optional[str] = ..., hints: _Optional[_Iterable[str]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[GpuTotals]
+    sampling_share: float
+    def __init__(self, at: _Optional[float] = ..., nvml: _Optional[str] = ..., nvml_detail: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[GpuDevice, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[InferenceEngine, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[KvSession, _Mapping]]] = ..., switches: _Optional[_Iterable[_Union[ContextSwitch, _Mapping]]] = ..., policy: _Optional[str] = ..., hints: _Optional[_Iterable[str]] = ..., tenants: _Optional[_Iterable[_Union[GpuTotals, _Mapping]]] = ..., sampling_share: _Optional[float] = ...) -> None: ...
+
+class GpuTotals(_message.Message):
+    __slots__ = ("tenant_id", "memory_bytes", "gpu_seconds", "joules")
+    TENANT_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    JOULES_FIELD_NUMBER: _ClassVar[int]
+    tenant_id: str
+    memory_bytes: int
+    gpu_seconds: float
+    joules: float
+    def __init__(self, tenant_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu_seconds: _Optional[float] = ..., joules: _Optional[float] = ...) -> None: ...
 
 class GpuDevice(_message.Message):
     __slots__ = ("index", "uuid", "name", "state", "detail", "memory_total_bytes", "memory_used_bytes", "sm_utilization", "memory_utilization", "power_watts", "energy_joules", "temperature_celsius", "context_switches_per_second", "processes", "parent_uuid", "faults")
@@ -1073,7 +1085,7 @@ class GpuProcess(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., sm_share: _Optional[float] = ..., tenant_id: _Optional[str] = ..., session_id: _Optional[str] = ..., call_id: _Optional[str] = ..., command: _Optional[str] = ...) -> None: ...
 
 class InferenceEngine(_message.Message):
-    __slots__ = ("name", "kind", "version", "url", "state", "detail", "running", "waiting", "kv_used_share", "kv_capacity_tokens", "prefix_hit_share", "preemptions", "prompt_tokens", "generated_tokens", "capabilities")
+    __slots__ = ("name", "kind", "version", "url", "state", "detail", "running", "waiting", "kv_used_share", "kv_capacity_tokens", "prefix_hit_share", "preemptions", "prompt_tokens", "generated_tokens", "capabilities", "control", "policy")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -1089,6 +1101,8 @@ class InferenceEngine(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     version: str
@@ -1104,7 +1118,9 @@ class InferenceEngine(_message.Message):
     prompt_tokens: int
     generated_tokens: int
     capabilities: _containers.RepeatedCompositeFieldContainer[EngineCapability]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ..., url: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_used_share: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., prefix_hit_share: _Optional[float] = ..., preemptions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., capabilities: _Optional[_Iterable[_Union[EngineCapability, _Mapping]]] = ...) -> None: ...
+    control: bool
+    policy: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ..., url: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_used_share: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., prefix_hit_share: _Optional[float] = ..., preemptions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., capabilities: _Optional[_Iterable[_Union[EngineCapability, _Mapping]]] = ..., control: _Optional[bool] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class EngineCapability(_message.Message):
     __slots__ = ("name", "answer", "note")

@@ -1,0 +1,427 @@
+"""Between tool calls and KV caches: a call's begin is a pause of its session's model, its end the end of that pause.
+
+At a pause the engine's policy says keep, offload or drop; what it says is carried out away from the path of the call,
+one act at a time for each conversation. A KEEP may have a time to live; what is offloaded comes back ahead of the
+call's expected end where the policy says so, and at its end otherwise; when the pool runs short, paused conversations
+make room. Engines that are only observed are followed and never acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from agentd.tier.book import PLACE, Book, Entry
+from agentd.tier.costs import Durations, EngineCosts
+from agentd.tier.effects import KvEffects, Record
+from agentd.tier.engines import EngineWatch
+from agentd.tier.moves import Moves
+from controller.model import CallId, CallState, CallView, SessionId, TenantId
+from gpu.engines import Capability
+from gpu.ledger import Closed, PauseBegun, PauseEnded, PauseRecord, Residency
+from gpu.policy import HostHint, KvAction, KvDecision, KvPolicy, Pause, Tier, evict, policy_named
+
+_log: Final = structlog.get_logger("corral.kv")
+
+_SLOT: Final = "slot:"
+
+
+@dataclass(frozen=True, slots=True)
+class PauseTotals:
+    """What ended pauses held, in byte-seconds."""
+
+    pauses: int = 0
+    seconds: float = 0.0
+    resident: float = 0.0
+    offloaded: float = 0.0
+
+
+class Coordinator:
+    """``watches`` by engine name, kept up to date by the owner. ``on_hints``: what policies tell the host, after each
+    look at an engine. Nothing here waits for an engine but tasks of its own; ``settled`` waits for those."""
+
+    def __init__(
+        self,
+        watches: Mapping[str, EngineWatch],
+        effects: KvEffects,
+        record: Record,
+        *,
+        on_hints: Callable[[str, tuple[HostHint, ...]], None] = lambda engine, hints: None,
+        policies: Callable[[str], KvPolicy] = policy_named,
+    ) -> None:
+        self._watches = watches
+        self._record = record
+        self._on_hints = on_hints
+        self._policies = policies
+        self.book = Book(on_switch=lambda entry, switch: record.switched(switch), on_pause=self._paused)
+        self.durations = Durations()
+        self.pauses: dict[str, PauseTotals] = {}  # by engine
+        self._costs: dict[str, EngineCosts] = {}
+        self.moves = Moves(self.book, effects, record, watches.get, self.costs)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._made: dict[str, KvPolicy] = {}
+        self._pressing: set[str] = set()  # engines for which room is being made
+
+    # --- what the owner tells ----------------------------------------------------------------------------------------
+
+    def call_begun(self, call: CallView) -> None:
+        """Its session's model waits for it from now on. A call that is known already changes nothing."""
+        entry = self._of_call(call)
+        if entry is None or call.id in entry.calls:
+            return
+        first = not entry.calls
+        entry.calls[call.id] = time.monotonic()
+        if not first:
+            # the model waits for the last of them
+            one, other = entry.expected, call.intent.duration
+            entry.expected = None if one is None or other is None else max(one, other)
+            return
+        entry.expected = call.intent.duration
+        entry.durations = self.durations.of(call.tenant_id, call.intent)
+        self.book.apply(entry, PauseBegun(at_nsec=self.book.now, call=call.id))
+        self._spawn(self._at_pause(entry))
+
+    def call_ended(self, call: CallView) -> None:
+        self.durations.learn(call)
+        for entry in self.book.of_session(call.session_id):
+            self._call_gone(entry, call.id)
+
+    def _call_gone(self, entry: Entry, call_id: CallId) -> None:
+        if entry.calls.pop(call_id, None) is None or entry.calls:
+            return
+        entry.cancel_timer()
+        self.book.apply(entry, PauseEnded(at_nsec=self.book.now))
+        entry.expected, entry.durations = None, ()
+        self._spawn(self._at_return(entry))
+
+    def reconcile(self, live: Mapping[CallId, CallView]) -> None:
+        """Updates were lost: these calls are live, no others."""
+        for entry in self.book:
+            for call_id in list(entry.calls):
+                if call_id not in live:
+                    self._call_gone(entry, call_id)
+        for call in live.values():
+            if call.state is not CallState.QUEUED:
+                self.call_begun(call)
+
+    def session_closed(self, session_id: SessionId) -> None:
+        for entry in self.book.forget(session_id):
+            self._spawn(self._clear(entry))
+
+    def looked(self, watch: EngineWatch) -> None:
+        """An engine answered: what its reading says of pauses that wait for room, and of those who must make some."""
+        if not watch.acts:
+            return
+        entries = self.book.of_engine(watch.name)
+        for entry in entries:
+            if entry.paused and entry.timer is None and entry.kv.residency is Residency.OFFLOADED:
+                self._plan_return(entry)
+        policy = self._policy(watch)
+        tier = self.tier(watch)
+        pauses = [self.pause(entry) for entry in entries if entry.paused]
+        self._on_hints(watch.name, policy.hints(pauses, tier))
+        need = tier.used - int(watch.section.pressure * tier.capacity)
+        if need > 0 and tier.capacity and watch.name not in self._pressing:
+            self._pressing.add(watch.name)
+            self._spawn(self._relieve(watch, need))
+
+    def restarted(self, watch: EngineWatch) -> None:
+        for entry in self.book.of_engine(watch.name):
+            self.moves.lost(entry, "the engine was restarted")
+
+    async def stop(self) -> None:
+        """Acts under way are given up; the engines keep what they have."""
+        for entry in self.book:
+            entry.cancel_timer()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def settled(self) -> None:
+        """Until no act is under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- binding -----------------------------------------------------------------------------------------------------
+
+    def bind(self, session_id: SessionId, tenant_id: TenantId, engine: str, conversation: str) -> Entry | None:
+        """The conversation's entry; None where the engine is not one of ours, or the slot it claims is another's."""
+        watch = self._watches.get(engine)
+        if watch is None:
+            return None
+        found = self.book.find(session_id, engine, conversation)
+        if found is not None:
+            return found
+        slot = self._declared_slot(watch, conversation)
+        if slot is not None and slot in self.book.slots(engine):
+            _log.warning("a session claims a slot that is another's", session=session_id, engine=engine, slot=slot)
+            return None
+        entry = self.book.bind(
+            session_id,
+            tenant_id,
+            engine,
+            conversation,
+            bytes_per_token=watch.info.kv_bytes_per_token if watch.info is not None else None,
+            gamma=watch.section.gamma,
+        )
+        if entry is not None and slot is not None:
+            entry.slot, entry.pinned = slot, True
+        return entry
+
+    def _declared_slot(self, watch: EngineWatch, conversation: str) -> int | None:
+        if not watch.section.declared_slots or not self.moves.has_slots(watch.name):
+            return None
+        number = conversation.removeprefix(_SLOT)
+        if number == conversation or not (number.isascii() and number.isdecimal() and len(number) <= 4):
+            return None
+        count = watch.info.slots if watch.info is not None else None
+        return int(number) if count is not None and int(number) < count else None
+
+    def _of_call(self, call: CallView) -> Entry | None:
+        """Whose turn waits for this call: the conversation that it names, else the one that ran last."""
+        intent = call.intent
+        engine = intent.engine or (next(iter(self._watches)) if intent.conversation and len(self._watches) == 1 else "")
+        if engine:
+            return self.bind(call.session_id, call.tenant_id, engine, intent.conversation)
+        known = self.book.of_session(call.session_id)
+        return max(known, key=lambda entry: entry.last_used, default=None)
+
+    # --- deciding ----------------------------------------------------------------------------------------------------
+
+    def costs(self, engine: str) -> EngineCosts:
+        found = self._costs.get(engine)
+        if found is None:
+            found = self._costs[engine] = EngineCosts(self._watches[engine].section)
+        return found
+
+    def forget_engine(self, engine: str) -> None:
+        """It left the configuration, or changed there. What it held is no longer followed."""
+        self._costs.pop(engine, None)
+
+    def pause(self, entry: Entry) -> Pause:
+        since = entry.paused_since
+        return Pause(
+            session=entry.key,
+            tokens=entry.kv.tokens,
+            elapsed=0.0 if since is None else max(0.0, time.monotonic() - since),
+            expected=entry.expected,
+            durations=entry.durations,
+            last_used=entry.last_used,
+            where=PLACE[entry.kv.residency],
+            waited=entry.waited,
+        )
+
+    def tier(self, watch: EngineWatch) -> Tier:
+        """The engine as its policy sees it, from the last reading and the book."""
+        costs = self.costs(watch.name)
+        entries = self.book.of_engine(watch.name)
+        resident = sum(entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT)
+        metrics = watch.reading.metrics if watch.reading is not None else None
+        capacity = (metrics.kv_total_tokens if metrics is not None else None) or (
+            watch.info.kv_tokens if watch.info is not None else None
+        )
+        used = metrics.kv_used_tokens if metrics is not None else None
+        offloads = watch.can(Capability.OFFLOAD) and watch.can(Capability.RESTORE)
+        size = next((entry.kv.bytes_per_token for entry in entries if entry.bytes_known), None)
+        if size is None:
+            size = (watch.info.kv_bytes_per_token if watch.info is not None else None) or 1
+        return Tier(
+            bytes_per_token=size,
+            capacity=capacity or 0,
+            # what the engine shows lags behind what was just restored, and holds what is not ours
+            used=max(resident, used or 0),
+            running_tokens=sum(
+                entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT and not entry.paused
+            ),
+            forward=costs.forward,
+            swap=costs.swap if offloads else None,
+            offload_free=max(0, watch.section.offload_budget - self.book.saved_bytes(watch.name)) if offloads else 0,
+            queueing=costs.queueing,
+            paused=[self.pause(entry) for entry in entries if entry.paused],
+        )
+
+    def _policy(self, watch: EngineWatch) -> KvPolicy:
+        name = watch.section.policy
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = self._policies(name)
+        return found
+
+    def _acting(self, entry: Entry) -> EngineWatch | None:
+        watch = self._watches.get(entry.engine)
+        return watch if watch is not None and watch.acts else None
+
+    async def _at_pause(self, entry: Entry) -> None:
+        async with entry.lock:
+            watch = self._acting(entry)
+            if watch is None or not self._may_move(entry):
+                return
+            policy = self._policy(watch)
+            await self._carry_out(entry, policy, policy.at_pause(self.pause(entry), self.tier(watch)))
+
+    async def _expired(self, entry: Entry) -> None:
+        async with entry.lock:
+            watch = self._acting(entry)
+            if watch is None or not self._may_move(entry):
+                return
+            policy = self._policy(watch)
+            await self._carry_out(entry, policy, policy.expired(self.pause(entry), self.tier(watch)))
+
+    @staticmethod
+    def _may_move(entry: Entry) -> bool:
+        """A call that runs beside a turn of its own conversation is no pause."""
+        return entry.paused and not entry.turns and entry.kv.residency is Residency.RESIDENT and entry.kv.tokens > 0
+
+    async def _carry_out(self, entry: Entry, policy: KvPolicy, decision: KvDecision) -> None:
+        match decision.action:
+            case KvAction.KEEP:
+                _log.debug("KV is kept", session=entry.session_id, engine=entry.engine, why=decision.why)
+                if decision.ttl is not None and entry.paused:
+                    self._later(entry, decision.ttl, self._expired, keep=True)
+            case KvAction.OFFLOAD:
+                if await self.moves.offload(entry, policy.name, decision.why, decision.evidence):
+                    if entry.paused:
+                        self._plan_return(entry)
+                    else:  # the call ended while its KV moved
+                        await self._restore(entry, policy, "its tool call has ended", {})
+            case KvAction.DROP:
+                await self.moves.drop(entry, policy.name, decision.why, decision.evidence)
+
+    # --- coming back -------------------------------------------------------------------------------------------------
+
+    def _plan_return(self, entry: Entry) -> None:
+        watch = self._acting(entry)
+        if watch is None:
+            return
+        restore = self._policy(watch).before_return(self.pause(entry), self.tier(watch))
+        if restore is not None:
+            self._later(entry, restore.after, self._ahead)
+
+    async def _ahead(self, entry: Entry) -> None:
+        async with entry.lock:
+            watch = self._acting(entry)
+            if watch is None or not entry.paused or entry.kv.residency is not Residency.OFFLOADED:
+                return
+            policy = self._policy(watch)
+            restore = policy.before_return(self.pause(entry), self.tier(watch))
+            if restore is not None and restore.after > 0.05:  # the pool's price has risen since: not yet
+                self._later(entry, restore.after, self._ahead)
+            elif restore is not None:
+                await self._restore(
+                    entry, policy, f"ahead of the end of its tool call: {restore.why}", restore.evidence
+                )
+
+    async def _at_return(self, entry: Entry) -> None:
+        async with entry.lock:
+            watch = self._acting(entry)
+            if watch is not None and not entry.paused and entry.kv.residency is Residency.OFFLOADED:
+                await self._restore(entry, self._policy(watch), "its tool call has ended", {})
+
+    async def _restore(self, entry: Entry, policy: KvPolicy, why: str, evidence: Mapping[str, float]) -> bool:
+        return await self.moves.restore(entry, policy.name, why, evidence)
+
+    # --- room --------------------------------------------------------------------------------------------------------
+
+    async def _relieve(self, watch: EngineWatch, need: int) -> None:
+        try:
+            policy = self._policy(watch)
+            pauses = {e.key: e for e in self.book.of_engine(watch.name) if e.paused and not e.turns}
+            wanted = policy.under_pressure([self.pause(e) for e in pauses.values()], self.tier(watch), need)
+            for decision in wanted:
+                entry = pauses.get(decision.session)
+                if entry is not None:
+                    async with entry.lock:
+                        if entry.paused and not entry.turns:
+                            await self._carry_out(entry, policy, decision)
+        finally:
+            self._pressing.discard(watch.name)
+
+    async def make_room(self, watch: EngineWatch, guest: Entry) -> bool:
+        """One slot of a llama.cpp server for ``guest``: a paused conversation's by the policy's order, else that of one
+        that idles, the longest unused first. False: every slot is in use, or its owner cannot be moved."""
+        policy = self._policy(watch)
+        for entry in self.book.slots(watch.name).values():
+            if entry is not guest and entry.kv.residency is not Residency.RESIDENT and self._idle(entry):
+                entry.slot = None  # it holds nothing there
+                return True
+        idle = {
+            entry.key: entry
+            for entry in self.book.slots(watch.name).values()
+            if entry is not guest and self._idle(entry)
+        }
+        paused = [self.pause(entry) for entry in idle.values() if entry.paused]
+        need = max(1, guest.kv.tokens)
+        order = list(policy.under_pressure(paused, self.tier(watch), need))
+        rest = sorted((e for e in idle.values() if not e.paused), key=lambda e: e.last_used)
+        named = {decision.session for decision in order}
+        rest += sorted((e for e in idle.values() if e.paused and e.key not in named), key=lambda e: e.last_used)
+        order += evict(
+            [self.pause(e) for e in rest], self.tier(watch), 1 << 62, "another conversation's turn needs the slot"
+        )
+        for decision in order:
+            entry = idle[decision.session]
+            if not self._idle(entry):
+                continue
+            async with entry.lock:
+                await self._carry_out(entry, policy, decision)
+                if not watch.can(Capability.DROP):
+                    # it saves and erases no slots: the next request there takes what it needs
+                    self.moves.lost(entry, decision.why)
+            if entry.slot is None:
+                return True
+        return False
+
+    @staticmethod
+    def _idle(entry: Entry) -> bool:
+        return not entry.turns and not entry.pinned and not entry.lock.locked()
+
+    async def _clear(self, entry: Entry) -> None:
+        async with entry.lock:
+            entry.calls.clear()
+            await self.moves.clear(entry)
+            self.book.apply(entry, Closed(at_nsec=self.book.now))
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    def _paused(self, entry: Entry, record: PauseRecord) -> None:
+        had = self.pauses.get(entry.engine, PauseTotals())
+        unit = 1 if entry.bytes_known else 0
+        self.pauses[entry.engine] = PauseTotals(
+            had.pauses + 1,
+            had.seconds + (record.ended_nsec - record.begun_nsec) / 1e9,
+            had.resident + unit * record.resident_byte_seconds,
+            had.offloaded + unit * record.offloaded_byte_seconds,
+        )
+
+    def _later(
+        self,
+        entry: Entry,
+        seconds: float,
+        then: Callable[[Entry], Coroutine[Any, Any, None]],
+        *,
+        keep: bool = False,
+    ) -> None:
+        entry.cancel_timer()
+
+        def due() -> None:
+            entry.timer, entry.keep_until = None, None
+            self._spawn(then(entry))
+
+        entry.timer = asyncio.get_running_loop().call_later(seconds, due)
+        entry.keep_until = time.monotonic() + seconds if keep else None
+
+    def _spawn(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(act)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("an act on a KV cache failed", error=f"{type(error).__name__}: {error}", exc_info=error)

@@ -1,0 +1,172 @@
+"""Turns of the sessions' models, as the gateway sees them or agents report them; and what engines show by themselves.
+
+``before`` makes a conversation ready for its turn: its slot, its KV brought back. ``after`` books the turn. Where
+nobody tells of turns, slots and KV events do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from agentd.tier.book import Book, Entry
+from agentd.tier.coordinator import Coordinator
+from agentd.tier.engines import EngineWatch, Reading
+from controller.model import SessionId, TenantId
+from gpu.engines import Capability, Slot
+from gpu.errors import GpuError
+from gpu.ledger import Preempted, Residency, Turn
+
+_log: Final = structlog.get_logger("corral.kv")
+
+_EMPTY_LOOKS: Final = 2  # readings in a row: one may have been taken while the turn that filled the slot was reported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnFacts:
+    """``prompt`` tokens, ``cached`` of them found in the cache. ``prefill``: seconds, as the engine says; else the time
+    to the first token stands in. ``first_token``: seconds since the request was complete."""
+
+    engine: str
+    conversation: str
+    prompt: int
+    cached: int
+    generated: int
+    seconds: float = 0.0
+    prefill: float | None = None
+    first_token: float | None = None
+
+
+class Turns:
+    def __init__(self, coordinator: Coordinator, watches: Mapping[str, EngineWatch]) -> None:
+        self._coordinator = coordinator
+        self._watches = watches
+
+    @property
+    def _book(self) -> Book:
+        return self._coordinator.book
+
+    async def before(
+        self, session_id: SessionId, tenant_id: TenantId, engine: str, conversation: str, *, priority: int | None = None
+    ) -> Mapping[str, Any]:
+        """What the turn's request must carry in its body. Waits for KV that comes back, and for a slot. ``after`` (or
+        ``gave_up``) must follow. {} where the engine is only observed, or not there."""
+        entry = self._coordinator.bind(session_id, tenant_id, engine, conversation)
+        watch = self._watches.get(engine)
+        if entry is None or watch is None:
+            return {}
+        began = time.monotonic()
+        async with entry.lock:
+            entry.turns += 1
+            entry.cancel_timer()
+            if not watch.acts or watch.engine is None:
+                return {}
+            try:
+                if self._coordinator.moves.has_slots(engine):
+                    await self._slot_for(watch, entry)
+                if entry.kv.residency is Residency.OFFLOADED:
+                    await self._coordinator.moves.restore(entry, watch.section.policy, "its next turn begins", {})
+                    entry.waited += time.monotonic() - began
+                return dict(watch.engine.request_fields(entry.ref, priority=_priority(watch, priority)))
+            except GpuError as err:
+                _log.info("a turn runs without its KV's place", session=session_id, engine=engine, error=str(err))
+                return {}
+            except BaseException:
+                entry.turns -= 1
+                raise
+
+    async def _slot_for(self, watch: EngineWatch, entry: Entry) -> None:
+        """A slot of its own; others that are idle make room, and where none is, it waits for the end of a turn."""
+        moves = self._coordinator.moves
+        while entry.slot is None:
+            entry.slot = moves.free_slot(watch.name)
+            if entry.slot is not None:
+                return
+            freed = moves.freed
+            if not await self._coordinator.make_room(watch, entry):
+                await freed.wait()
+
+    def gave_up(self, session_id: SessionId, engine: str, conversation: str) -> None:
+        """The turn never ran, or nothing is known of how it went."""
+        entry = self._book.find(session_id, engine, conversation)
+        if entry is not None and entry.turns:
+            entry.turns -= 1
+            self._coordinator.moves.slot_freed()
+
+    def after(self, session_id: SessionId, tenant_id: TenantId, facts: TurnFacts) -> float:
+        """Books a turn that ended. Returns its prefill token equivalents; 0 where the engine is not one of ours."""
+        entry = self._coordinator.bind(session_id, tenant_id, facts.engine, facts.conversation)
+        if entry is None:
+            return 0.0
+        computed = max(0, facts.prompt - facts.cached)
+        prefill = facts.prefill if facts.prefill is not None else facts.first_token or 0.0
+        before = entry.kv.prefill_equivalents
+        self._book.apply(
+            entry,
+            Turn(
+                at_nsec=self._book.now,
+                computed=computed,
+                cached=min(facts.cached, facts.prompt),
+                generated=facts.generated,
+                seconds=prefill,
+            ),
+        )
+        entry.turns = max(0, entry.turns - 1)
+        entry.reported, entry.restored_unseen, entry.empty_looks = True, False, 0
+        entry.last_used = time.monotonic()
+        costs = self._coordinator.costs(facts.engine)
+        if facts.prefill is not None:
+            costs.prefilled(computed, facts.prefill)
+            if facts.first_token is not None:
+                costs.waited(facts.first_token - facts.prefill)
+        elif facts.first_token is not None:
+            costs.prefilled(computed, facts.first_token)
+        self._coordinator.moves.slot_freed()
+        return entry.kv.prefill_equivalents - before
+
+    # --- what engines show -------------------------------------------------------------------------------------------
+
+    def looked(self, watch: EngineWatch, reading: Reading) -> None:
+        slots = {slot.id: slot for slot in reading.slots}
+        for entry in self._book.of_engine(watch.name):
+            slot = None if entry.slot is None else slots.get(entry.slot)
+            if slot is not None and not entry.turns and not entry.lock.locked():
+                self._slot_seen(entry, slot)
+
+    def _slot_seen(self, entry: Entry, slot: Slot) -> None:
+        resident = entry.kv.residency is Residency.RESIDENT
+        if slot.tokens == 0 and not slot.busy and resident and not entry.restored_unseen:
+            entry.empty_looks += 1
+            if entry.empty_looks >= _EMPTY_LOOKS:
+                self._coordinator.moves.lost(entry, "its slot is empty: something else erased it, or the engine did")
+            return
+        entry.empty_looks = 0
+        if entry.reported or slot.busy or slot.tokens in (0, entry.kv.context):
+            return
+        # Nobody tells of this conversation's turns. What the slot holds says how long it is, not what was generated.
+        cached = min(entry.kv.tokens, slot.tokens) if resident or entry.restored_unseen else 0
+        event = Turn(at_nsec=self._book.now, computed=slot.tokens - cached, cached=cached, generated=0)
+        self._book.apply(entry, event)
+        entry.restored_unseen = False
+        entry.last_used = time.monotonic()
+
+    def indexed(self, watch: EngineWatch) -> None:
+        """vLLM's KV events: a conversation whose blocks are all gone was put out by the engine."""
+        index = watch.index
+        if index is None or not index.certain:
+            return
+        for entry in self._book.of_engine(watch.name):
+            tokens = index.tokens(entry.key)
+            if tokens:
+                entry.indexed = True
+            elif entry.indexed and entry.kv.residency is Residency.RESIDENT:
+                entry.indexed = False
+                self._book.apply(entry, Preempted(at_nsec=self._book.now, why="the engine evicted its blocks"))
+
+
+def _priority(watch: EngineWatch, priority: int | None) -> int | None:
+    return priority if priority is not None and watch.can(Capability.PRIORITY) else None
