@@ -170,3 +170,14 @@ def test_a_small_call_gets_up_to_its_hard_limit_too() -> None:
     headroom = Headroom(host=8192 * MIB, tenants={}, host_others_running=False)
     [judgement] = judge([_braked("c-a", usage=8 * MIB, brake=8 * MIB, hard_limit=16 * MIB)], headroom, CONFIG)
     assert (judgement.verdict, judgement.brake) == (Verdict.RAISE, 15 * MIB)
+
+
+def test_charges_taken_back_while_it_stood_are_no_room() -> None:
+    """Each of two calls was given the tenant's last 4 MiB, in rounds of their own, and the kernel ended one."""
+    assert _verdicts([_braked("c-a", usage=100 * MIB - 200 * 1024)], 4 * MIB) == {"c-a": Verdict.KILL}
+
+
+def test_who_gave_memory_back_goes_on_to_the_same_threshold() -> None:
+    headroom = Headroom(host=8192 * MIB, tenants={TENANTS[0]: 30 * MIB}, host_others_running=False)
+    [judgement] = judge([_braked("c-a", usage=80 * MIB)], headroom, CONFIG)
+    assert (judgement.verdict, judgement.brake) == (Verdict.RAISE, 100 * MIB)
