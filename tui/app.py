@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -296,6 +297,10 @@ class CorralApp(App[None]):
         else:
             text = to_csv(rows, names) if form == "csv" else to_json(rows, names, at=page.board.at)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.localtime(self.clock()))
+        if self.is_web:  # the reader is at the browser's machine, not at this one
+            kind = {"svg": "image/svg+xml", "csv": "text/csv", "json": "application/json"}[form]
+            self.deliver_text(io.StringIO(text), save_filename=f"corral-{stamp}.{form}", mime_type=kind)
+            return
         path = self._exports / f"corral-{stamp}.{form}"
         number = 1
         while True:
