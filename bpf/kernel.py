@@ -20,6 +20,7 @@ from bpf.devices import gpu_majors
 from bpf.errors import InvalidPolicy, MapError, NotRegistered, TooManyCalls
 from bpf.libbpf import Map, Ring, get_pinned, possible_cpus
 from bpf.loader import Loader, run_iterator
+from bpf.pace import Paces
 from bpf.pins import PinDir
 from bpf.types import MAX_CALLS, Counters, Event, NetworkMode, NetworkPolicy
 
@@ -82,6 +83,7 @@ class KernelSide:
             self._counters = self._map("counters", 8, layout.COUNTERS.size, per_cpu=self._cpus)
             self._live = self._map("live", 8, layout.LIVE.size)
             self._rules = self._map("rules", 8, layout.RULES_SIZE)
+            self.paces = Paces(self._map("paces", 8, layout.PACE.size))
             self._majors = self._map("gpu_majors", 4, 4)
             self._dropped = self._map("dropped", 4, 8)
             self._ring = Ring(self._open(pins.maps / "events"))
@@ -187,12 +189,24 @@ class KernelSide:
             self._put_call(cgroup_id, replace(call, network=policy.mode))
             self._put_rules(key, policy)
 
+    def pace(self, cgroup_id: int, rate: int | None) -> None:
+        """How fast packets may leave this group and all below it, in bytes a second; None: as fast as they can.
+
+        Any group below ours may have a rate, registered or not: a tenant's and a session's hold beside a call's."""
+        self._key(cgroup_id)
+        if self.paces.set(cgroup_id, rate):
+            self._write_config()
+
+    def paced(self) -> set[int]:
+        return self.paces.rated()
+
     def set_gpu(self, cgroup_id: int, granted: bool) -> None:
         self._put_call(cgroup_id, replace(self._call(cgroup_id), gpu=granted))
 
     def forget(self, cgroup_id: int) -> None:
         """Stop counting and acting; the counters are gone. Unknown groups are fine."""
         self._delete(self._key(cgroup_id))
+        self.pace(cgroup_id, None)
         self._floor.pop(cgroup_id, None)
         was = self._known.pop(cgroup_id, None)
         if was is not None:
@@ -402,7 +416,9 @@ class KernelSide:
         page = os.sysconf("SC_PAGE_SIZE")
         self._config.put(
             _ZERO_KEY,
-            layout.CONFIG.pack(page, self._pass, self._settle, self._stride, self._armed, self._generation),
+            layout.CONFIG.pack(
+                page, self._pass, self._settle, self._stride, self._armed, self._generation, len(self.paces), 0
+            ),
         )
 
     def _put_call(self, cgroup_id: int, call: _Call) -> None:

@@ -22,8 +22,9 @@ from bpf.types import (
 
 # "=": native byte order, no padding of our own: corral.h is padded explicitly.
 KEY: Final = struct.Struct("=Q")
-CONFIG: Final = struct.Struct("=QQQQII")  # page_size, pass, settle, stride, armed, generation
+CONFIG: Final = struct.Struct("=QQQQIIII")  # page_size, pass, settle, stride, armed, generation, paced, pad
 CALL: Final = struct.Struct("=QQQIIII")  # notify, brake, memory_id, epoch, network, gpu, pad
+PACE: Final = struct.Struct("=QQQ")  # rate, depth, next
 STATE: Final = struct.Struct("=QQIIIIII")
 USAGE_FIELDS: Final = (
     "faults",
@@ -49,6 +50,7 @@ COUNTER_FIELDS: Final = (
     "denied_devices",
     "execs_suppressed",
     "oom_kills",
+    "paced_packets",
 )
 N_USAGE: Final = len(USAGE_FIELDS)
 N_COUNTERS: Final = len(COUNTER_FIELDS) + 1  # and `harvests`, which is for readers alone
@@ -92,6 +94,7 @@ def counters_from(harvested: Sequence[int], used: Sequence[int]) -> Counters:
         denied_devices=harvested[17],
         execs_suppressed=harvested[18],
         oom_kills=harvested[19],
+        paced_packets=harvested[20],
     )
 
 

@@ -12,6 +12,7 @@ from bpf.errors import InvalidPolicy
 
 MAX_CALLS: Final = 16_384
 MAX_RULES: Final = 64
+MAX_PACES: Final = 32_768
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -40,6 +41,7 @@ class Counters:
     denied_devices: int = 0
     execs_suppressed: int = 0  # execs beyond the first 64, of which no event was sent
     oom_kills: int = 0
+    paced_packets: int = 0  # turned back because of a rate, its own or one above it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,12 @@ class BothSides:
     def set_network(self, cgroup_id: int, policy: NetworkPolicy) -> None:
         self._first.set_network(cgroup_id, policy)
 
+    def pace(self, cgroup_id: int, rate: int | None) -> None:
+        self._first.pace(cgroup_id, rate)
+
+    def paced(self) -> set[int]:
+        return self._first.paced()
+
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         return self._merged(self._first.counters(cgroup_id, live=live), self._second.counters(cgroup_id, live=live))
 

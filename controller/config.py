@@ -32,12 +32,15 @@ class CallConfig:
 
     ``brake_factor``: the brake is armed at the declared peak times this. ``hard_limit_factor``: memory_max of a call
     that declared a peak is that peak times this (None: no hard limit; the tenant's ceiling and the host still hold).
+    ``io_max``, ``egress_max`` bytes a second: see controller.model.Limits.
     ``hold_max`` seconds: how long a braked call may be held before it must be resumed or ended. ``raise_step`` bytes:
     by at least this much a brake is raised when there is room.
     """
 
     memory_max: int | None = None
     pids_max: int | None = 4096
+    io_max: int | None = None
+    egress_max: int | None = None
     brake_factor: float = 1.0
     hard_limit_factor: float | None = 2.0
     hold_max: float = 30.0

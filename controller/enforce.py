@@ -48,7 +48,7 @@ from controller.model import (
 )
 from controller.records import encode
 from controller.rootlock import lock_root
-from controller.squeezing import apply, restore, under_squeeze
+from controller.squeezing import Squeezer, under_squeeze
 
 log = structlog.get_logger("corral.enforce")
 
@@ -65,7 +65,7 @@ class Enforcer(Groups):
     def __init__(self, tree: Tree, open_kernel: OpenKernel) -> None:
         super().__init__(tree)
         self._open_kernel = open_kernel
-        self._kernel: KernelSide | None = None
+        self._squeezer = Squeezer(self._pace, lambda: "network" in self._parts)
         self._missing: list[str] = [*tree.host.problems]
         self._watcher: Watcher | None = None
         self._listener: Listener | None = None
@@ -85,20 +85,12 @@ class Enforcer(Groups):
         return True
 
     @property
-    def _parts(self) -> frozenset[str]:
-        return self._kernel.parts if self._kernel is not None else frozenset()
-
-    @property
     def can_brake(self) -> bool:
         return "tripwire" in self._parts
 
     @property
     def can_gate_network(self) -> bool:
         return "gates" in self._parts
-
-    @property
-    def controllers(self) -> frozenset[str]:
-        return self._tree.controllers
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -148,8 +140,11 @@ class Enforcer(Groups):
             leaf = Leaf(ref=ref, group=group, cgroup_id=group.id, limits=grant.limits)
             if self._kernel is not None:
                 self._register(leaf, intent, grant.tripwire)
+                self._pace(group, grant.limits.egress_max)
             self._know(leaf)
         except (ControllerError, BpfError) as err:
+            if self._kernel is not None:
+                self._kernel.forget(group.id)
             group.delete()
             if isinstance(err, BpfError):
                 raise ControllerError(f"the call cannot be watched: {err}", remedy="see corral doctor") from err
@@ -183,7 +178,7 @@ class Enforcer(Groups):
         if self._kernel is not None and leaf.cgroup_id not in self._kernel.registered():
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
             self._register(leaf, view.intent, view.grant.tripwire)
-        restore(leaf)
+        self._squeezer.restore(leaf)
         self._know(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
@@ -192,7 +187,9 @@ class Enforcer(Groups):
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         leaf = self._leaf(ref)
-        notes = leaf.group.set(grant.limits.merged(under_squeeze(leaf, grant.limits)))
+        limits = grant.limits.merged(under_squeeze(leaf, grant.limits))
+        notes = leaf.group.set(limits)
+        self._pace(leaf.group, limits.egress_max)
         leaf.limits = grant.limits
         if self._kernel is not None:
             self._kernel.arm(leaf.cgroup_id, notify=grant.tripwire.notify, brake=grant.tripwire.brake)
@@ -200,7 +197,7 @@ class Enforcer(Groups):
         return notes
 
     def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
-        return apply(self._leaf(ref), squeeze)
+        return self._squeezer.apply(self._leaf(ref), squeeze)
 
     def freeze(self, ref: CallRef) -> None:
         self._leaf(ref).group.freeze()

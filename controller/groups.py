@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from bpf import BpfError
 from controller.backend import CallRecord, Found, SessionRecord
 from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
 from controller.kernelside import KernelSide
-from controller.model import ControllerError, Limits, SessionId, TenantId, TenantView
+from controller.model import UNLIMITED, ControllerError, Limits, SessionId, TenantId, TenantView
 from controller.records import decode, encode
 
 
@@ -17,7 +18,27 @@ class Groups:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._kernel: KernelSide | None = None
         self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
+
+    @property
+    def _parts(self) -> frozenset[str]:
+        return self._kernel.parts if self._kernel is not None else frozenset()
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        return self._tree.controllers | ({"egress"} if "network" in self._parts else set())
+
+    def _pace(self, group: Group, rate: int | None) -> None:
+        """None: untouched. Nothing to do without the programs: nothing that needs them comes here."""
+        if rate is None or self._kernel is None or "network" not in self._parts:
+            return
+        try:
+            self._kernel.pace(group.id, rate if rate != UNLIMITED else None)
+        except BpfError as err:
+            raise ControllerError(
+                f"{group.path}: its egress rate is not set: {err}", remedy="see corral doctor"
+            ) from err
 
     def find(self, kernel: KernelSide | None) -> Found:
         """What an earlier daemon left. Half-made leaves, and what ``kernel`` knows of leaves that are gone, go."""
@@ -40,9 +61,12 @@ class Groups:
                     continue
                 ids.add(group.id)
                 calls.append(decode(CallRecord, group.get_xattr()))
+        above = {group.id for group in (*found.tenants, *found.sessions)}
         if kernel is not None:
             for gone in kernel.registered() - ids:
                 kernel.forget(gone)
+            for gone in kernel.paced() - ids - above:
+                kernel.pace(gone, None)
         return Found(tenants=tuple(tenants), sessions=tuple(sessions), calls=tuple(calls), strange=tuple(strange))
 
     @staticmethod
@@ -57,12 +81,13 @@ class Groups:
 
     def add_tenant(self, tenant: TenantView) -> tuple[str, ...]:
         group = self._tree.tenant(tenant.id)
-        have = self._tree.controllers
+        have = self.controllers
         lacking = tenant.limits.lacking(have)
         notes = (
-            *(f"{name} is not set: this host has no {controller} controller" for name, controller in lacking.items()),
+            *(f"{name} is not set: {_why(controller)}" for name, controller in lacking.items()),
             *group.create(tenant.limits.only(have), exist_ok=True),
         )
+        self._pace(group, tenant.limits.egress_max)
         group.set_xattr(encode(tenant))
         self._unset.pop(tenant.id, None)
         if notes:
@@ -76,7 +101,9 @@ class Groups:
         return self._tree.tenant(tenant_id).fast_stat().cpu_usec
 
     def remove_tenant(self, tenant_id: TenantId) -> None:
-        self._tree.tenant(tenant_id).delete()
+        group = self._tree.tenant(tenant_id)
+        self._pace(group, UNLIMITED)
+        group.delete()
         self._unset.pop(tenant_id, None)
 
     def add_session(self, record: SessionRecord) -> None:
@@ -95,7 +122,10 @@ class Groups:
         self._tree.session(record.session.tenant_id, record.session.id).set_xattr(encode(record))
 
     def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits) -> tuple[str, ...]:
-        return self._tree.session(tenant_id, session_id).set(limits)
+        group = self._tree.session(tenant_id, session_id)
+        notes = group.set(limits)
+        self._pace(group, limits.egress_max)
+        return notes
 
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._tree.agent(tenant_id, session_id).move(pid)
@@ -117,7 +147,14 @@ class Groups:
             if group.populated():
                 return False
             self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
+            self._pace(group, UNLIMITED)
             group.delete(recursive=True)
         except GroupBusy:
             return False
         return True
+
+
+def _why(controller: str) -> str:
+    if controller == "egress":
+        return "this host does not load the eBPF programs that see packets"
+    return f"this host has no {controller} controller"

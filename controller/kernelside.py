@@ -27,6 +27,12 @@ class KernelSide(Protocol):
     def settle(self, cgroup_id: int) -> None: ...
     def arm(self, cgroup_id: int, *, notify: int | None, brake: int | None) -> None: ...
     def set_network(self, cgroup_id: int, policy: NetworkPolicy) -> None: ...
+    def pace(self, cgroup_id: int, rate: int | None) -> None:
+        """Bytes a second that may leave a group and all below it. Only where ``parts`` has "network"."""
+
+    def paced(self) -> set[int]:
+        """Groups that have a rate."""
+
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         """``live`` False: without the tasks that still run, which is cheaper."""
 

@@ -171,6 +171,12 @@ class NetlinkSide:
     def set_network(self, cgroup_id: int, policy: NetworkPolicy) -> None:
         self._call(cgroup_id)
 
+    def pace(self, cgroup_id: int, rate: int | None) -> None:
+        """Nothing here acts on packets: ``parts`` has no "network", and nobody asks."""
+
+    def paced(self) -> set[int]:
+        return set()
+
     def forget(self, cgroup_id: int) -> None:
         call = self._calls.pop(cgroup_id, None)
         if call is None:

@@ -7,38 +7,70 @@ the record says, wherever between the two its predecessor died.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from controller.backend import Squeezed
-from controller.cgroup import CgroupFileError, NoSuchGroup
+from controller.cgroup import Group, NoSuchGroup
 from controller.leaf import Leaf
-from controller.model import Limits, Squeeze, squeezed
+from controller.model import ControllerError, Limits, Squeeze, squeezed
 
-_CGROUP_KNOBS = ("memory_high", "cpu_max", "cpu_weight", "io_weight")
-
-
-def apply(leaf: Leaf, squeeze: Squeeze | None) -> Squeezed:
-    """Raises NoSuchGroup. See controller.backend.Backend.squeeze."""
-    notes: list[str] = []
-    applied = squeeze
-    want = squeezed(leaf.limits, squeeze)
-    for name in _CGROUP_KNOBS:
-        taken = squeeze is not None and getattr(squeeze, name) is not None
-        if not taken and (leaf.squeeze is None or getattr(leaf.squeeze, name) is None):
-            continue  # it is as granted
-        cannot = _write(leaf, name, want)
-        if cannot and applied is not None and taken:
-            applied = applied.without(name)
-        notes += cannot
-    leaf.squeeze = applied if applied is not None and not applied.takes_nothing else None
-    return Squeezed(leaf.squeeze, tuple(notes))
+_KNOBS: Final = {  # of a Squeeze, and the limit that it lowers
+    "memory_high": "memory_high",
+    "cpu_max": "cpu_max",
+    "cpu_weight": "cpu_weight",
+    "io_weight": "io_weight",
+    "egress_bytes_per_second": "egress_max",
+}
 
 
-def restore(leaf: Leaf) -> None:
-    """Makes the kernel say what the leaf's record says. What a host has not was not in force before either."""
-    want = squeezed(leaf.limits, leaf.squeeze)
-    for name in _CGROUP_KNOBS:
-        _write(leaf, name, want)
+class Squeezer:
+    """``pace`` sets the egress rate of a group; ``paces``: whether this host can."""
+
+    def __init__(self, pace: Callable[[Group, int | None], None], paces: Callable[[], bool]) -> None:
+        self._pace = pace
+        self._paces = paces
+
+    def apply(self, leaf: Leaf, squeeze: Squeeze | None) -> Squeezed:
+        """Raises NoSuchGroup. See controller.backend.Backend.squeeze."""
+        notes: list[str] = []
+        applied = squeeze
+        want = squeezed(leaf.limits, squeeze)
+        for knob, limit in _KNOBS.items():
+            taken = squeeze is not None and getattr(squeeze, knob) is not None
+            if not taken and (leaf.squeeze is None or getattr(leaf.squeeze, knob) is None):
+                continue  # it is as granted
+            cannot = self._write(leaf, limit, want)
+            if cannot and applied is not None and taken:
+                applied = applied.without(knob)
+            notes += cannot
+        leaf.squeeze = applied if applied is not None and not applied.takes_nothing else None
+        return Squeezed(leaf.squeeze, tuple(notes))
+
+    def restore(self, leaf: Leaf) -> None:
+        """Makes the kernel say what the leaf's record says. What a host has not was not in force before either."""
+        want = squeezed(leaf.limits, leaf.squeeze)
+        for limit in _KNOBS.values():
+            self._write(leaf, limit, want)
+
+    def _write(self, leaf: Leaf, limit: str, want: Limits) -> list[str]:
+        """Why it could not be had; empty: it is in force."""
+        if limit == "memory_high" and leaf.group.memory_is_v1():
+            return ["memory_high is not set: this host's memory controller is cgroup v1, which has no such limit"]
+        if limit == "egress_max" and not self._paces():
+            return ["egress is not slowed: this host does not load the eBPF programs that see packets"]
+        try:
+            if limit == "egress_max":
+                self._pace(leaf.group, want.egress_max)
+                return []
+            notes = leaf.group.set(replace(Limits(), **{limit: getattr(want, limit)}))
+        except NoSuchGroup:
+            raise
+        except ControllerError as err:
+            return [f"{limit} is not set: {err}"]
+        # a quota that v1 lowered to the one above it is a quota all the same
+        return [] if limit == "cpu_max" else list(notes)
 
 
 def under_squeeze(leaf: Leaf, granted: Limits) -> Limits:
@@ -46,20 +78,5 @@ def under_squeeze(leaf: Leaf, granted: Limits) -> Limits:
     if leaf.squeeze is None:
         return Limits()
     want = squeezed(granted, leaf.squeeze)
-    return replace(
-        Limits(), **{name: getattr(want, name) for name in _CGROUP_KNOBS if getattr(leaf.squeeze, name) is not None}
-    )
-
-
-def _write(leaf: Leaf, name: str, want: Limits) -> list[str]:
-    """Why it could not be had; empty: it is in force."""
-    if name == "memory_high" and leaf.group.memory_is_v1():
-        return ["memory_high is not set: this host's memory controller is cgroup v1, which has no such limit"]
-    try:
-        notes = leaf.group.set(replace(Limits(), **{name: getattr(want, name)}))
-    except NoSuchGroup:
-        raise
-    except CgroupFileError as err:
-        return [f"{name} is not set: {err}"]
-    # a quota that v1 lowered to the one above it is a quota all the same
-    return [] if name == "cpu_max" else list(notes)
+    taken = {limit for knob, limit in _KNOBS.items() if getattr(leaf.squeeze, knob) is not None}
+    return replace(Limits(), **{limit: getattr(want, limit) for limit in taken})

@@ -36,6 +36,7 @@ from controller.model import (
     Usage,
 )
 from controller.model.intent import MAX_CORES, MAX_EGRESS, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
+from controller.model.limits import MAX_RATE, MIN_EGRESS, MIN_IO
 
 ON_PRESSURE: Final = {
     OnPressure.WAIT: pb.ON_PRESSURE_WAIT,
@@ -138,6 +139,10 @@ def limits_from_proto(message: pb.Limits, field: str = "limits") -> Limits:
         cpu_weight=_weight(message, field, "cpu_weight"),
         pids_max=_ceiling(message, field, "pids", within=(1, MAX_PIDS), unit="processes"),
         io_weight=_weight(message, field, "io_weight"),
+        io_max=_ceiling(message, field, "io_bytes_per_second", within=(MIN_IO, MAX_RATE), unit="bytes per second"),
+        egress_max=_ceiling(
+            message, field, "egress_bytes_per_second", within=(MIN_EGRESS, MAX_RATE), unit="bytes per second"
+        ),
     )
 
 
@@ -216,6 +221,8 @@ def limits_to_proto(limits: Limits) -> pb.Limits:
         cpu_weight=limits.cpu_weight,
         pids=limits.pids_max,
         io_weight=limits.io_weight,
+        io_bytes_per_second=limits.io_max,
+        egress_bytes_per_second=limits.egress_max,
     )
 
 

@@ -123,6 +123,8 @@ def limit_pairs(held: pb.Limits) -> list[tuple[str, Cell | str]]:
         ("cpu weight", words.optional_count(held, "cpu_weight")),
         ("pids", words.optional_count(held, "pids")),
         ("io weight", words.optional_count(held, "io_weight")),
+        ("io max", words.optional_rate(held, "io_bytes_per_second")),
+        ("egress max", words.optional_rate(held, "egress_bytes_per_second")),
     ]
 
 
@@ -159,6 +161,8 @@ def limits_of(args: argparse.Namespace) -> pb.Limits | None:
         ("memory_max", "memory_max_bytes"),
         ("memory_high", "memory_high_bytes"),
         ("memory_low", "memory_low_bytes"),
+        ("io_max", "io_bytes_per_second"),
+        ("egress_max", "egress_bytes_per_second"),
     ):
         text = getattr(args, option)
         if text is not None:

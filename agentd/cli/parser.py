@@ -145,6 +145,8 @@ def _limits(one: argparse.ArgumentParser) -> None:
     one.add_argument("--weight", "--cpu-weight", dest="cpu_weight", metavar="N", help="share of CPU, 1 to 10000")
     one.add_argument("--pids", metavar="N", help="processes and threads; max lifts it")
     one.add_argument("--io-weight", metavar="N", help="share of the disk, 1 to 10000")
+    one.add_argument("--io-max", metavar="SIZE", help="a second, read and written, of each disk; max lifts it")
+    one.add_argument("--egress-max", metavar="SIZE", help="a second, out to the network; max lifts it")
 
 
 def _tenant(commands: Any, common: argparse.ArgumentParser) -> None:

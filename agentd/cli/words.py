@@ -58,6 +58,11 @@ def optional_bytes(message: pb.Usage | pb.Tenant | pb.Grant | pb.Limits | pb.Int
     return limit_bytes(getattr(message, field))
 
 
+def optional_rate(message: pb.Limits, field: str) -> str:
+    text = optional_bytes(message, field)
+    return text if text in ("-", "unlimited") else f"{text}/s"
+
+
 def optional_count(message: pb.Usage | pb.Limits | pb.Intent, field: str) -> str:
     if not message.HasField(field):
         return "-"

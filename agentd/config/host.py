@@ -28,6 +28,8 @@ def host_config(config: Config) -> HostConfig:
         call=CallConfig(
             memory_max=config.call.memory_max,
             pids_max=config.call.pids_max,
+            io_max=config.call.io_max,
+            egress_max=config.call.egress_max,
             brake_factor=config.call.brake_factor,
             hard_limit_factor=config.call.hard_limit_factor,
             hold_max=config.call.hold_max,

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 
 from controller.model import Limits
 from controller.model.intent import MAX_CORES, MAX_DURATION, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
+from controller.model.limits import MAX_RATE, MIN_EGRESS, MIN_IO
 
 MAX_UID: Final = 2**32 - 2  # 2^32 - 1 is the kernel's "no uid"
 MAX_WEIGHT: Final = 10_000  # of cgroup v2's cpu.weight and io.weight
@@ -35,6 +36,8 @@ def _number(unit: str, ge: float, le: float) -> Meta:
 _Text = Annotated[str, Meta(max_length=4096)]
 _Size = Annotated[int, _number("bytes", ge=0, le=MAX_MEMORY)]
 _Memory = Annotated[int, _number("bytes", ge=MIN_MEMORY, le=MAX_MEMORY)]
+_DiskRate = Annotated[int, _number("bytes", ge=MIN_IO, le=MAX_RATE)]
+_EgressRate = Annotated[int, _number("bytes", ge=MIN_EGRESS, le=MAX_RATE)]
 _Time = Annotated[
     float, Meta(gt=0, le=MAX_DURATION, extra={"unit": "seconds"}, extra_json_schema={"x-unit": "seconds"})
 ]
@@ -173,6 +176,12 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     io_weight: Annotated[_Weight | None, doc("Share of block I/O under contention; 100 is the default.", live=True)] = (
         None
     )
+    io_max: Annotated[
+        _DiskRate | None, doc("Bytes a second that are read, and that are written, of each disk.", live=True)
+    ] = None
+    egress_max: Annotated[
+        _EgressRate | None, doc("Bytes a second that leave over the network, loopback included (eBPF).", live=True)
+    ] = None
     max_calls: Annotated[_Count | None, doc("Calls at once; more wait in the tenant's queue.", live=True)] = None
     max_sessions: Annotated[_Count | None, doc("Open sessions at once.", live=True)] = None
 
@@ -186,6 +195,8 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             cpu_weight=self.cpu_weight,
             pids_max=self.pids_max,
             io_weight=self.io_weight,
+            io_max=self.io_max,
+            egress_max=self.egress_max,
         )
 
 
@@ -203,6 +214,12 @@ class CallSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     memory_max: Annotated[_Memory | None, doc("Hard memory limit of a call that declares none.", live=True)] = None
     pids_max: Annotated[_Pids | None, doc("Processes and threads of a call that declares none.", live=True)] = 4096
+    io_max: Annotated[
+        _DiskRate | None, doc("Bytes a second that a call reads, and that it writes, of each disk.", live=True)
+    ] = None
+    egress_max: Annotated[
+        _EgressRate | None, doc("Bytes a second that a call sends, loopback included (eBPF).", live=True)
+    ] = None
     brake_factor: Annotated[
         Annotated[float, Meta(ge=0.5, le=16)], doc("The brake is armed at the declared peak times this.", live=True)
     ] = 1.0

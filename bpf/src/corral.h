@@ -9,6 +9,10 @@
 
 #define CORRAL_MAX_CALLS 16384
 #define CORRAL_MAX_RULES 64
+#define CORRAL_MAX_PACES 32768	     /* calls, sessions and tenants that have a rate */
+#define CORRAL_MAX_LEVEL 16	     /* how deep below the hierarchy's root a group may lie to be paced */
+#define CORRAL_PACED_ABOVE 4	     /* how many rates may hold for one packet: of the call, its session, its tenant */
+#define CORRAL_SMALL_PACKET 160	     /* bytes: acknowledgements, handshakes, look-ups of names */
 #define CORRAL_MAX_BASELINES 65536
 #define CORRAL_MAX_THREADS 4096	     /* of one process that is moved into a call: more keep their past */
 #define CORRAL_RING_BYTES (1 << 20)
@@ -44,6 +48,18 @@ struct corral_config {
 	__u64 stride;	  /* bytes by which a call may grow at most, all CPUs together, for one fault on each */
 	__u32 armed;	  /* how many calls have a threshold: 0 ends the hot path at once */
 	__u32 generation; /* changes whenever a call is registered, armed or forgotten */
+	__u32 paced;	  /* how many groups have a rate: 0 spares every packet the look */
+	__u32 pad;
+};
+
+/*
+ * How fast the packets of one group, and of all groups below it, may leave: a virtual clock (the generic cell rate
+ * algorithm, ATM Forum TM 4.1), which is a token bucket in one number. Keyed by the id of the v2 group.
+ */
+struct corral_pace {
+	__u64 rate;  /* bytes per second */
+	__u64 depth; /* nanoseconds: how much time that was not used may be used later, in one burst */
+	__u64 next;  /* CLOCK_MONOTONIC: a packet may leave from then on. Written by the kernel side alone */
 };
 
 /* Per CPU: for how many more faults of this address space nothing can have happened that matters. */
@@ -103,6 +119,7 @@ struct corral_counters {
 	__u64 denied_devices;
 	__u64 execs_suppressed;
 	__u64 oom_kills;
+	__u64 paced_packets; /* turned back because of a rate, its own or one above it */
 	__u64 harvests; /* tasks harvested: a reader sees by it that a task ended meanwhile */
 };
 

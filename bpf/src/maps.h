@@ -67,6 +67,14 @@ struct {
 	__type(value, struct corral_rules);
 } rules SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CORRAL_MAX_PACES);
+	__type(key, __u64);
+	__type(value, struct corral_pace);
+} paces SEC(".maps");
+
 /* Majors of the character devices that only calls with a GPU may open. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

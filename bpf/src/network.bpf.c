@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define PROTO_TCP 6
 #define PROTO_UDP 17
 #define TYPE_RAW 3 /* SOCK_RAW */
+#define CONGESTED 2 /* of cgroup_skb/egress: the packet is not sent, and its sender told of congestion */
 #define SYN 0x02
 #define ACK 0x10
 
@@ -88,18 +89,84 @@ static __always_inline bool to_be_judged(struct __sk_buff *skb, struct endpoint 
 	return bpf_skb_load_bytes(skb, at + 13, &flags, 1) || (flags & (SYN | ACK)) == SYN;
 }
 
+/* What a packet of `len` bytes takes of the clock. */
+static __always_inline __u64 cost_of(const struct corral_pace *pace, __u64 len)
+{
+	return pace->rate ? len * 1000000000ULL / pace->rate : 0;
+}
+
+/*
+ * Whether a packet may leave now. What is small may run into debt, as far as the burst is deep: a download must not
+ * stall because its acknowledgements are upload, nor a look-up of a name.
+ */
+static __always_inline bool in_time(const struct corral_pace *pace, __u64 now, __u32 len)
+{
+	__u64 next = pace->next;
+
+	return next <= now || (len <= CORRAL_SMALL_PACKET && next - now < pace->depth);
+}
+
+static __always_inline void charge(struct corral_pace *pace, __u64 now, __u32 len)
+{
+	__u64 cost = cost_of(pace, len), was = pace->next, from = was;
+
+	if (now > pace->depth && from < now - pace->depth)
+		from = now - pace->depth;
+	/* Another CPU was faster: it has moved the clock up to now at least, and what is left to do is to add. */
+	if (__sync_val_compare_and_swap(&pace->next, was, from + cost) != was)
+		__sync_fetch_and_add(&pace->next, cost);
+}
+
+/*
+ * Whether every rate that holds for this packet lets it go. Then it is charged to all of them, else to none.
+ *
+ * A packet that is turned back is not lost: TCP is told of local congestion (NET_XMIT_DROP), keeps it, and tries
+ * again; UDP loses it, as at a full queue.
+ */
+static __always_inline bool paced(struct __sk_buff *skb)
+{
+	__u64 ids[CORRAL_PACED_ABOVE] = {};
+	__u64 now = bpf_ktime_get_ns();
+	struct corral_pace *pace;
+	__u32 level, found = 0;
+
+	for (level = 1; level <= CORRAL_MAX_LEVEL; level++) {
+		__u64 id = bpf_skb_ancestor_cgroup_id(skb, level);
+
+		if (!id)
+			break;
+		pace = bpf_map_lookup_elem(&paces, &id);
+		if (!pace)
+			continue;
+		if (!in_time(pace, now, skb->len))
+			return false;
+		if (found < CORRAL_PACED_ABOVE)
+			ids[found++] = id;
+	}
+	for (level = 0; level < CORRAL_PACED_ABOVE; level++) {
+		__u64 id = ids[level];
+
+		if (!id)
+			break;
+		pace = bpf_map_lookup_elem(&paces, &id);
+		if (pace)
+			charge(pace, now, skb->len);
+	}
+	return true;
+}
+
 SEC("cgroup_skb/egress")
 int corral_egress(struct __sk_buff *skb)
 {
 	__u64 id = bpf_skb_cgroup_id(skb);
 	struct corral_call *call = bpf_map_lookup_elem(&calls, &id);
+	struct corral_config *set;
+	__u32 zero = 0;
 	struct corral_denied_event *event;
 	struct corral_counters *count;
 	struct endpoint to = {};
 
-	if (!call)
-		return ALLOW;
-	if (call->network != CORRAL_NET_ANY) {
+	if (call && call->network != CORRAL_NET_ANY) {
 		bool judged = to_be_judged(skb, &to);
 
 		if (call->network == CORRAL_NET_NONE || (judged && !permitted(call, id, &to))) {
@@ -112,7 +179,13 @@ int corral_egress(struct __sk_buff *skb)
 			return DENY;
 		}
 	}
-	count = bpf_map_lookup_elem(&counters, &id);
+	count = call ? bpf_map_lookup_elem(&counters, &id) : NULL;
+	set = bpf_map_lookup_elem(&config, &zero);
+	if (set && set->paced && !paced(skb)) {
+		if (count)
+			__sync_fetch_and_add(&count->paced_packets, 1);
+		return CONGESTED;
+	}
 	if (count) {
 		/* Atomic: a packet sent from a softirq may interrupt one that a process sends. */
 		__sync_fetch_and_add(&count->net_tx_bytes, skb->len);

@@ -16,6 +16,8 @@ What a limit or figure is on each kind of host ("twin": a directory of the same 
     cpu_weight             cpu.weight                       cpu.shares = weight * 1024 / 100; twin on demand
     pids_max               pids.max                         pids.max (twin)
     io_weight              io.weight, io.bfq.weight         blkio.bfq.weight where a disk is under bfq, else a note
+    io_max                 io.max, each disk                blkio.throttle.*_bps_device (no buffered writes); on demand
+    egress_max             no cgroup file: eBPF (bpf/pace.py), the same on each
     oom_group              memory.oom.group                 none: a note (the daemon kills the rest)
     freeze, kill           cgroup.freeze, cgroup.kill       the same, on the v2 side
     id, xattr, populated   the v2 directory                 the same

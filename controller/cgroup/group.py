@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from enum import StrEnum
 
 from controller.cgroup import core, files, membership
@@ -147,7 +148,7 @@ class Group:
     def set(self, limits: Limits) -> tuple[str, ...]:
         """Write the limits that are set (None: untouched). Returns what could not be had, each in one sentence.
 
-        A hard limit (memory_max, pids_max, cpu_max) that cannot be had raises KnobMissing; soft ones (weights,
+        A hard limit (memory_max, pids_max, cpu_max, io_max) that cannot be had raises KnobMissing; soft ones (weights,
         memory_high, memory_low) are noted. On v2 a memory_max below what is in use makes the kernel kill; on v1 it
         raises GroupBusy. Several limits are written one after the other: what was written before an error stays.
         """
@@ -174,15 +175,22 @@ class Group:
             elif self._twin(layout.cpu[0], needed=_any(limits.cpu_max, limits.cpu_weight), fresh=fresh):
                 mount, cpu = layout.cpu
                 notes += cpu.apply(f"{mount}/{self.relative}", limits)
-        if limits.io_weight is not None:
-            if layout.io is None:
-                self._cannot("io", None, (limits.io_weight,), notes)
-            elif (reason := layout.io[1].without_effect()) is not None:
-                notes.append(reason)  # and no twin is made for nothing
-            elif self._twin(layout.io[0], needed=_any(limits.io_weight), fresh=fresh):
-                mount, io = layout.io
-                notes += io.apply(f"{mount}/{self.relative}", limits)
+        if limits.io_weight is not None or limits.io_max is not None:
+            self._set_io(limits, notes, fresh=fresh)
         return tuple(notes)
+
+    def _set_io(self, limits: Limits, notes: list[str], *, fresh: bool) -> None:
+        if self._layout.io is None:
+            self._cannot("io", limits.io_max, (limits.io_weight,), notes)
+            return
+        mount, io = self._layout.io
+        if limits.io_weight is not None and (reason := io.without_effect()) is not None:
+            notes.append(reason)  # and no twin is made for nothing
+            limits = replace(limits, io_weight=None)
+            if limits.io_max is None:
+                return
+        if self._twin(mount, needed=_any(limits.io_weight, limits.io_max), fresh=fresh):
+            notes += io.apply(f"{mount}/{self.relative}", limits)
 
     def limits(self) -> Limits:
         """What is in force on this group itself, as read back. None where the host has no such knob, or (CPU and I/O on

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from controller.cgroup import files, knobs
 from controller.cgroup.errors import FormatError
-from controller.model import Limits
+from controller.model import UNLIMITED, Limits
+from controller.model.limits import MAX_RATE, MIN_IO
+
+_NO_DISK: Final = ("loop", "ram", "zram", "sr", "fd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class Io(Protocol):
 
 
 class IoV2:
-    """io.weight (iocost), io.bfq.weight, io.stat. ``mount``: the v2 hierarchy's, where iocost is switched on."""
+    """io.weight (iocost), io.bfq.weight, io.max, io.stat. ``mount``: of v2, where iocost is switched on."""
 
     def __init__(self, mount: str) -> None:
         self._cost = f"{mount}/io.cost.qos"
@@ -41,6 +44,11 @@ class IoV2:
         return "io_weight is not set: no disk of this host is under iocost or the bfq scheduler"
 
     def apply(self, directory: str, limits: Limits) -> list[str]:
+        if limits.io_max is not None:
+            path = f"{directory}/io.max"
+            rate = knobs.text(rate_of(path, limits.io_max), "max")
+            for device in disks():
+                files.write(path, f"{device} rbps={rate} wbps={rate}")
         if limits.io_weight is None:
             return []
         path = f"{directory}/io.weight"
@@ -53,14 +61,14 @@ class IoV2:
         return [] if known else ["io_weight is not set: this kernel has neither the iocost nor the bfq I/O policy"]
 
     def limits(self, directory: str) -> Limits:
+        path = f"{directory}/io.max"
+        data = files.read_optional(path, files.LARGE)
+        most = parse_io_max(data, path) if data is not None else None
         path = f"{directory}/io.weight"
-        data = files.read_optional(path)
-        if data is None:
-            return Limits()
-        for line in data.splitlines():
+        for line in (files.read_optional(path) or b"").splitlines():
             if line.startswith(b"default "):
-                return Limits(io_weight=files.parse_number(line[8:], path))
-        return Limits()
+                return Limits(io_weight=files.parse_number(line[8:], path), io_max=most)
+        return Limits(io_max=most)
 
     def stat(self, directory: str) -> IoStat | None:
         path = f"{directory}/io.stat"
@@ -69,12 +77,19 @@ class IoV2:
 
 
 class IoV1:
-    """blkio.bfq.weight, blkio.throttle.io_service_bytes_recursive."""
+    """blkio.bfq.weight, blkio.throttle.*. Of writes, v1 limits those alone that bypass the page cache (O_DIRECT):
+    what is written back later is charged to the root (Documentation/admin-guide/cgroup-v1/blkio-controller.rst)."""
 
     def without_effect(self) -> str | None:
         return None if bfq_in_use() else "io_weight is not set: no disk of this host is under the bfq scheduler"
 
     def apply(self, directory: str, limits: Limits) -> list[str]:
+        if limits.io_max is not None:
+            path = f"{directory}/blkio.throttle.read_bps_device"
+            rate = max(0, rate_of(path, limits.io_max))  # 0: none
+            for device in disks():
+                files.write(path, f"{device} {rate}")
+                files.write(f"{directory}/blkio.throttle.write_bps_device", f"{device} {rate}")
         if limits.io_weight is None:
             return []
         path = f"{directory}/blkio.bfq.weight"
@@ -85,9 +100,13 @@ class IoV1:
         return []
 
     def limits(self, directory: str) -> Limits:
+        path = f"{directory}/blkio.throttle.read_bps_device"
+        data = files.read_optional(path, files.LARGE)
+        most = parse_bps_device(data, path) if data is not None else None
         path = f"{directory}/blkio.bfq.weight"
         data = files.read_optional(path)
-        return Limits(io_weight=from_bfq_weight(files.parse_number(data, path))) if data else Limits()
+        weight = from_bfq_weight(files.parse_number(data, path)) if data else None
+        return Limits(io_weight=weight, io_max=most)
 
     def stat(self, directory: str) -> IoStat | None:
         path = f"{directory}/blkio.throttle.io_service_bytes_recursive"
@@ -98,6 +117,27 @@ class IoV1:
 def bfq_in_use() -> bool:
     """Whether any disk is under the bfq scheduler (the name in brackets is the one in use)."""
     return any("[bfq]" in path.read_text() for path in Path("/sys/block").glob("*/queue/scheduler"))
+
+
+def disks() -> list[str]:
+    """MAJ:MIN of the host's disks: whole ones with a size, as limits are of whole ones; no loop device, which has a
+    file beneath it, no memory and no medium that is read once."""
+    found = []
+    for entry in sorted(Path("/sys/block").iterdir()):
+        if entry.name.startswith(_NO_DISK):
+            continue
+        try:
+            if int((entry / "size").read_text()):
+                found.append((entry / "dev").read_text().strip())
+        except (FileNotFoundError, ValueError):
+            continue  # unplugged meanwhile
+    return found
+
+
+def rate_of(path: str, value: int) -> int:
+    """Bytes a second, or UNLIMITED. Raises ValueRefused."""
+    knobs.whole(path, "io_max", value, low=MIN_IO, high=MAX_RATE, unit="bytes per second")
+    return value
 
 
 def bfq_weight(weight: int) -> int:
@@ -124,6 +164,28 @@ def parse_io_stat(data: bytes, path: str) -> IoStat:
     except ValueError:
         raise _format(path, data) from None
     return IoStat(read_bytes=read, written_bytes=written)
+
+
+def parse_io_max(data: bytes, path: str) -> int:
+    """io.max, lines ``MAJ:MIN rbps=N wbps=N ...``: the tightest rate of any disk, or UNLIMITED."""
+    rates = []
+    try:
+        for line in data.splitlines():
+            for pair in line.split()[1:]:
+                key, _, value = pair.partition(b"=")
+                if key in (b"rbps", b"wbps") and value != b"max":
+                    rates.append(int(value))
+    except ValueError:
+        raise _format(path, data) from None
+    return min(rates, default=UNLIMITED)
+
+
+def parse_bps_device(data: bytes, path: str) -> int:
+    """blkio.throttle.read_bps_device, lines ``MAJ:MIN N``: the tightest rate of any disk, or UNLIMITED."""
+    try:
+        return min((int(line.split()[1]) for line in data.splitlines()), default=UNLIMITED)
+    except (ValueError, IndexError):
+        raise _format(path, data) from None
 
 
 def parse_blkio_bytes(data: bytes, path: str) -> IoStat:

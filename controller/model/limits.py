@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Final, TypeVar
 
 UNLIMITED: Final = -1
+MIN_IO: Final = 64 * 1024  # bytes a second: less would hold up what others wait for, such as a journal
+MIN_EGRESS: Final = 1024  # bytes a second: below it a connection does not come about
+MAX_RATE: Final = 1 << 40
 
 _CONTROLLER_OF: Final = {
     "memory_max": "memory",
@@ -15,6 +18,8 @@ _CONTROLLER_OF: Final = {
     "cpu_weight": "cpu",
     "pids_max": "pids",
     "io_weight": "io",
+    "io_max": "io",
+    "egress_max": "egress",  # no cgroup controller: eBPF, where its network part is loaded
 }
 
 
@@ -29,6 +34,8 @@ class Limits:
     cpu_weight: int | None = None
     pids_max: int | None = None
     io_weight: int | None = None
+    io_max: int | None = None  # bytes a second that are read, and that are written, of each disk
+    egress_max: int | None = None  # bytes a second of packets that leave, loopback included
 
     def merged(self, other: Limits) -> Limits:
         """These limits, with every field that ``other`` sets taken from it."""
@@ -58,6 +65,8 @@ class Limits:
             cpu_weight=other.cpu_weight if other.cpu_weight is not None else self.cpu_weight,
             pids_max=_tighter(self.pids_max, other.pids_max),
             io_weight=other.io_weight if other.io_weight is not None else self.io_weight,
+            io_max=_tighter(self.io_max, other.io_max),
+            egress_max=_tighter(self.egress_max, other.egress_max),
         )
 
 

@@ -46,12 +46,14 @@ def squeezed(granted: Limits, squeeze: Squeeze | None) -> Limits:
         cpu_max=asked.cpu_max,
         cpu_weight=_lower(asked.cpu_weight, granted.cpu_weight),
         io_weight=_lower(asked.io_weight, granted.io_weight),
+        egress_max=asked.egress_bytes_per_second,
     )
     base = Limits(
         memory_high=_lifted(granted.memory_high),
         cpu_max=granted.cpu_max if granted.cpu_max is not None else float(UNLIMITED),
         cpu_weight=_lifted(granted.cpu_weight),
         io_weight=_lifted(granted.io_weight),
+        egress_max=_lifted(granted.egress_max),
     )
     return base.tightened(taken)
 

@@ -137,9 +137,15 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
         return Grant(limits=Limits(), tripwire=Tripwire(), priority=priority, enforced=False, notes=tuple(notes))
     if peak is not None and not room.can_brake:
         notes.append("brake: not to be had on this host (see corral doctor); the hard limit holds")
+    limits = _limits(peak, cpu, pids, config, ceiling)
+    notes += (
+        f"{name}: not to be had on this host (see corral doctor)"
+        for name in limits.lacking(room.controllers)
+        if name in ("io_max", "egress_max")
+    )
     return Grant(
         # without the defaults that this host has no controller for; what the call itself asked for was refused above
-        limits=_limits(peak, cpu, pids, config, ceiling).only(room.controllers),
+        limits=limits.only(room.controllers),
         tripwire=_tripwire(typical, peak, config) if room.can_brake else Tripwire(),
         priority=priority,
         enforced=True,
@@ -212,7 +218,7 @@ def _limits(peak: int | None, cpu: float | None, asked: int | None, config: Call
     pids = asked if asked is not None else config.pids_max
     if pids is not None and config.pids_max is not None:
         pids = min(pids, config.pids_max)
-    return Limits(memory_max=memory_max, cpu_max=cpu, pids_max=pids)
+    return Limits(memory_max=memory_max, cpu_max=cpu, pids_max=pids, io_max=config.io_max, egress_max=config.egress_max)
 
 
 def _tripwire(typical: int | None, peak: int | None, config: CallConfig) -> Tripwire:

@@ -33,6 +33,7 @@ from controller.model import (
     new_tenant_id,
 )
 from controller.model.intent import MAX_CORES, MAX_DURATION, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
+from controller.model.limits import MAX_RATE, MIN_EGRESS, MIN_IO
 from tests.unit.api_fake import make_call, make_decision, make_outcome
 
 TEXT = st.text(max_size=40).filter(lambda text: all(c.isprintable() for c in text))
@@ -88,6 +89,8 @@ LIMITS = st.builds(
     cpu_weight=st.none() | st.integers(1, 10_000),
     pids_max=st.none() | st.just(-1) | st.integers(1, MAX_PIDS),
     io_weight=st.none() | st.integers(1, 10_000),
+    io_max=st.none() | st.just(-1) | st.integers(MIN_IO, MAX_RATE),
+    egress_max=st.none() | st.just(-1) | st.integers(MIN_EGRESS, MAX_RATE),
 )
 
 
@@ -142,6 +145,8 @@ RENAMED = {
         "memory_low": "memory_low_bytes",
         "cpu_max": "cpu_cores",
         "pids_max": "pids",
+        "io_max": "io_bytes_per_second",
+        "egress_max": "egress_bytes_per_second",
     },
     TenantView: {"memory_now": "memory_now_bytes"},
     HostView: {"memory_total": "memory_total_bytes", "memory_available": "memory_available_bytes"},

@@ -24,6 +24,7 @@ class Side:
     known: set[int] = field(default_factory=set)
     armed: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     policies: dict[int, NetworkPolicy] = field(default_factory=dict)
+    rates: dict[int, int | None] = field(default_factory=dict)
     settled: list[int] = field(default_factory=list)
     event: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     raises: tuple[Exception, ...] = ()
@@ -51,6 +52,12 @@ class Side:
 
     def set_network(self, cgroup_id: int, policy: NetworkPolicy) -> None:
         self.policies[cgroup_id] = policy
+
+    def pace(self, cgroup_id: int, rate: int | None) -> None:
+        self.rates[cgroup_id] = rate
+
+    def paced(self) -> set[int]:
+        return {cgroup_id for cgroup_id, rate in self.rates.items() if rate is not None}
 
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         return self.counted if cgroup_id in self.known else None

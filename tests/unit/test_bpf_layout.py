@@ -32,6 +32,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "bpf/src"
 SIZES = {
     "corral_config": layout.CONFIG.size,
     "corral_call": layout.CALL.size,
+    "corral_pace": layout.PACE.size,
     "corral_state": layout.STATE.size,
     "corral_counters": layout.COUNTERS.size,
     "corral_live": layout.LIVE.size,
@@ -55,7 +56,16 @@ def test_c_and_python_agree(tmp_path: Path) -> None:
         path = f"used.{field}" if index < layout.N_USAGE else field
         checks.append(f'_Static_assert(__builtin_offsetof(struct corral_counters, {path}) == {8 * index}, "{field}");')
     offsets = {
-        "corral_config": {"page_size": 0, "pass": 8, "settle": 16, "stride": 24, "armed": 32, "generation": 36},
+        "corral_config": {
+            "page_size": 0,
+            "pass": 8,
+            "settle": 16,
+            "stride": 24,
+            "armed": 32,
+            "generation": 36,
+            "paced": 40,
+        },
+        "corral_pace": {"rate": 0, "depth": 8, "next": 16},
         "corral_call": {"notify": 0, "brake": 8, "memory_id": 16, "epoch": 24, "network": 28, "gpu": 32},
         "corral_live": {"pass": 0, "tasks": 8, "used": 16},
         "corral_rule": {"net": 0, "mask": 16, "port": 32, "family": 34},

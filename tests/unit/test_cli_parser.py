@@ -143,13 +143,28 @@ def test_run_passes_its_arguments_on_untouched(line: str, expected: list[str] | 
 
 
 def _limits(**given: str) -> argparse.Namespace:
-    empty = dict.fromkeys(("memory_max", "memory_high", "memory_low", "cpu", "cpu_weight", "pids", "io_weight"))
+    options = (
+        "memory_max",
+        "memory_high",
+        "memory_low",
+        "cpu",
+        "cpu_weight",
+        "pids",
+        "io_weight",
+        "io_max",
+        "egress_max",
+    )
+    empty = dict.fromkeys(options)
     return argparse.Namespace(**(empty | given))
 
 
 def test_limits_are_in_the_units_of_the_api() -> None:
-    wanted = limits_of(_limits(memory_max="1G", memory_high="max", cpu="1.5", pids="unlimited", cpu_weight="50"))
+    wanted = limits_of(
+        _limits(memory_max="1G", memory_high="max", cpu="1.5", pids="unlimited", cpu_weight="50", egress_max="10M")
+    )
     assert wanted is not None
+    assert wanted.egress_bytes_per_second == 10 << 20
+    assert not wanted.HasField("io_bytes_per_second")
     assert wanted.memory_max_bytes == 1 << 30
     assert wanted.memory_high_bytes == -1
     assert wanted.cpu_cores == 1.5

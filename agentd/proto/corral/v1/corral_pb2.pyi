@@ -108,7 +108,7 @@ class InferenceBinding(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., conversation: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight")
+    __slots__ = ("memory_max_bytes", "memory_high_bytes", "memory_low_bytes", "cpu_cores", "cpu_weight", "pids", "io_weight", "egress_bytes_per_second", "io_bytes_per_second")
     MEMORY_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LOW_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,8 @@ class Limits(_message.Message):
     CPU_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     IO_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    IO_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     memory_max_bytes: int
     memory_high_bytes: int
     memory_low_bytes: int
@@ -123,7 +125,9 @@ class Limits(_message.Message):
     cpu_weight: int
     pids: int
     io_weight: int
-    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ...) -> None: ...
+    egress_bytes_per_second: int
+    io_bytes_per_second: int
+    def __init__(self, memory_max_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., memory_low_bytes: _Optional[int] = ..., cpu_cores: _Optional[float] = ..., cpu_weight: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ..., egress_bytes_per_second: _Optional[int] = ..., io_bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("limits", "notify_bytes", "brake_bytes", "priority", "enforced", "notes", "budgets")
