@@ -9,10 +9,12 @@ import pwd
 import re
 from typing import Final
 
+from agentd.amounts import form, parse_budget
 from agentd.config.convert import Report, suggest
 from agentd.config.engines import check_engines
 from agentd.config.model import REFUSE, Config, TenantSection
-from controller.model import is_name
+from agentd.units import UnitError
+from controller.model import Resource, is_name
 
 _ROOT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MAX_SOCKET: Final = 107  # bytes of a path in sockaddr_un, without its NUL
@@ -27,6 +29,7 @@ def check(config: Config, report: Report, *, accounts: bool) -> None:
     _check_call(config, report)
     for name, tenant in config.tenants.items():
         _check_tenant(name, tenant, report)
+        _check_budgets(name, tenant, report)
     _check_default_tenant(config, report)
     check_engines(config, report)
     if accounts:
@@ -161,6 +164,21 @@ def _check_tenant(name: str, tenant: TenantSection, report: Report) -> None:
     for (low_key, low), (high_key, high) in itertools.pairwise(sizes):
         if low > high:
             report((*path, low_key), f"above {high_key} ({high})", f"give at most {high_key}", low)
+
+
+def _check_budgets(name: str, tenant: TenantSection, report: Report) -> None:
+    for table in ("budgets", "session_budgets"):
+        for resource, text in getattr(tenant, table).items():
+            path = ("tenants", name, table, resource)
+            if resource not in list(Resource):
+                report(path, "nothing that can be used up", suggest(resource, [r.value for r in Resource]), None)
+                continue
+            try:
+                parse_budget(Resource(resource), text)
+            except UnitError as err:
+                cause = str(err).partition("; ")[0]
+                limit = form(Resource(resource))
+                report(path, cause, f"write LIMIT [per PERIOD] [hard|soft], LIMIT being {limit}", text)
 
 
 def _check_default_tenant(config: Config, report: Report) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from agentd.amounts import parse_budget
 from agentd.config.checks import uids_of_tenants
-from agentd.config.model import REFUSE, Config
+from agentd.config.model import REFUSE, Config, PricesSection, TokenPricesSection
+from controller.budget.price import Prices, TokenPrices
 from controller.config import CallConfig, HostConfig, TenantConfig
+from controller.model import BudgetRule, Resource
 
 
 def host_config(config: Config) -> HostConfig:
@@ -21,6 +26,8 @@ def host_config(config: Config) -> HostConfig:
                 priority=tenant.priority,
                 max_calls=tenant.max_calls,
                 max_sessions=tenant.max_sessions,
+                budgets=_rules(tenant.budgets),
+                session_budgets=_rules(tenant.session_budgets),
             )
             for name, tenant in config.all_tenants.items()
         ),
@@ -43,5 +50,27 @@ def host_config(config: Config) -> HostConfig:
         leftovers=config.daemon.leftovers,
         leftover_grace=config.daemon.leftover_grace,
         token_ttl=config.broker.token_ttl,
+        prices=_prices(config.prices),
         keep_ended=config.daemon.keep_ended,
     )
+
+
+def _rules(budgets: Mapping[str, str]) -> tuple[BudgetRule, ...]:
+    return tuple(parse_budget(Resource(resource), text) for resource, text in budgets.items())
+
+
+def _prices(prices: PricesSection) -> Prices:
+    return Prices(
+        cpu_hour=prices.cpu_hour,
+        gib_hour=prices.gib_hour,
+        network_gb=prices.network_gb,
+        gpu_hour=prices.gpu_hour,
+        kwh=prices.kwh,
+        call=prices.call,
+        tokens=_token_prices(prices),
+        engines={name: _token_prices(of) for name, of in prices.engines.items()},
+    )
+
+
+def _token_prices(of: PricesSection | TokenPricesSection) -> TokenPrices:
+    return TokenPrices(prompt=of.prompt_tokens, cached=of.cached_tokens, generated=of.generated_tokens)

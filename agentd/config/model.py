@@ -47,6 +47,7 @@ _Weight = Annotated[int, Meta(ge=1, le=MAX_WEIGHT)]
 _Pids = Annotated[int, Meta(ge=1, le=MAX_PIDS)]
 _Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 _Mode = Annotated[int, _number("mode", ge=0, le=0o777)]
+_Price = Annotated[float, Meta(ge=0, le=1e9)]
 _Uid = Annotated[int, Meta(ge=0, le=MAX_UID)]
 
 
@@ -184,6 +185,17 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = None
     max_calls: Annotated[_Count | None, doc("Calls at once; more wait in the tenant's queue.", live=True)] = None
     max_sessions: Annotated[_Count | None, doc("Open sessions at once.", live=True)] = None
+    budgets: Annotated[
+        dict[str, _Text],
+        doc(
+            "What it may use up as a whole: resource = LIMIT [per PERIOD] [hard or soft], "
+            'e.g. cpu_seconds = "10h per 1d hard" (docs/control.md).',
+            live=True,
+        ),
+    ] = field(default_factory=dict)
+    session_budgets: Annotated[dict[str, _Text], doc("What each of its sessions may use up, likewise.", live=True)] = (
+        field(default_factory=dict)
+    )
 
     def limits(self) -> Limits:
         """The tenant's ceilings in the controller's terms."""
@@ -244,6 +256,31 @@ class HostSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         doc("How often usage is read; stretched where it would cost more than sample_budget.", live=True),
     ] = 1.0
     sample_budget: Annotated[_Share, doc("Share of one core that sampling may take.", live=True)] = 0.01
+
+
+class TokenPricesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prices of one engine's tokens, in place of the general ones; for a million."""
+
+    prompt_tokens: Annotated[_Price, doc("Tokens of prompts that are computed.", live=True)] = 0.0
+    cached_tokens: Annotated[_Price, doc("Tokens of prompts that are found in the KV cache.", live=True)] = 0.0
+    generated_tokens: Annotated[_Price, doc("Tokens that are generated.", live=True)] = 0.0
+
+
+class PricesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What use costs, for budgets of money. In one currency of your choice; what has no price is free."""
+
+    cpu_hour: Annotated[_Price, doc("An hour of one CPU.", live=True)] = 0.0
+    gib_hour: Annotated[_Price, doc("A GiB of memory for an hour.", live=True)] = 0.0
+    network_gb: Annotated[_Price, doc("10^9 bytes of network traffic, in and out.", live=True)] = 0.0
+    gpu_hour: Annotated[_Price, doc("An hour of one GPU.", live=True)] = 0.0
+    kwh: Annotated[_Price, doc("A kWh of the GPUs' energy.", live=True)] = 0.0
+    call: Annotated[_Price, doc("Each tool call that begins.", live=True)] = 0.0
+    prompt_tokens: Annotated[_Price, doc("A million tokens of prompts that are computed.", live=True)] = 0.0
+    cached_tokens: Annotated[_Price, doc("A million tokens of prompts found in the KV cache.", live=True)] = 0.0
+    generated_tokens: Annotated[_Price, doc("A million tokens that are generated.", live=True)] = 0.0
+    engines: Annotated[
+        dict[str, TokenPricesSection], doc("Token prices of single engines, by their name.", live=True)
+    ] = field(default_factory=dict)
 
 
 class LedgerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -380,6 +417,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: HostSection = field(default_factory=HostSection)
     ledger: LedgerSection = field(default_factory=LedgerSection)
     metrics: MetricsSection = field(default_factory=MetricsSection)
+    prices: PricesSection = field(default_factory=PricesSection)
     gpu: GpuSection = field(default_factory=GpuSection)
     engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(
         default_factory=dict

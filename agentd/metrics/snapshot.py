@@ -42,6 +42,7 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._host()
         yield from self._tenants()
+        yield from self._budgets()
         if self._per_call:
             yield from self._each_call()
 
@@ -105,6 +106,23 @@ class SnapshotCollector(Collector):
                 if value is not None:
                     family.add_metric([name], value)
         yield from (sessions, memory, ceiling, cpu, processes)
+
+    def _budgets(self) -> Iterator[Metric]:
+        """Of tenants alone: sessions come and go, and their number is not bounded."""
+        labels = ["tenant", "resource"]
+        limit = GaugeMetricFamily("corral_budget_limit", "The tenant's budget, in the resource's unit.", labels=labels)
+        used = GaugeMetricFamily("corral_budget_used", "Used of it in the present period.", labels=labels)
+        left = GaugeMetricFamily("corral_budget_remaining", "Left of it in the present period.", labels=labels)
+        sums: dict[tuple[str, str], tuple[float, float, float]] = {}
+        for tenant in self._snapshot.tenants:
+            for budget in tenant.budgets:
+                key = (self._names[tenant.id], budget.resource)  # tenants beyond the bound share a name
+                a, b, c = sums.get(key, (0.0, 0.0, 0.0))
+                sums[key] = (a + budget.limit, b + budget.used, c + budget.remaining)
+        for (name, resource), values in sums.items():
+            for family, value in zip((limit, used, left), values, strict=True):
+                family.add_metric([name, resource], value)
+        yield from (limit, used, left)
 
     def _sums(self) -> dict[str, _Tenant]:
         found: dict[str, _Tenant] = {}

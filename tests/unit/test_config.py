@@ -387,3 +387,38 @@ def test_the_schema_is_a_schema_and_its_defaults_fit_it() -> None:
 def test_the_public_names_are_those_that_the_package_imports() -> None:
     imported = {n for n, v in vars(configuration).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
     assert set(configuration.__all__) == imported
+
+
+def test_budgets_and_prices_reach_the_controller() -> None:
+    config = loads(
+        """
+        [tenants.ci]
+        budgets = { cpu_seconds = "10h per 1d hard", tokens = "2M" }
+        session_budgets = { calls_begun = "500 hard" }
+        [prices]
+        cpu_hour = 0.04
+        prompt_tokens = 3.0
+        [prices.engines.local]
+        generated_tokens = 0.5
+        """,
+        accounts=False,
+    )
+    host = host_config(config)
+    (ci,) = (tenant for tenant in host.tenants if tenant.name == "ci")
+    assert [(r.resource.value, r.limit, r.hard, r.period) for r in ci.budgets] == [
+        ("cpu_seconds", 36_000.0, True, 86_400.0),
+        ("tokens", 2e6, False, None),
+    ]
+    assert [(r.resource.value, r.limit, r.hard) for r in ci.session_budgets] == [("calls_begun", 500.0, True)]
+    assert (host.prices.cpu_hour, host.prices.tokens.prompt) == (0.04, 3.0)
+    assert host.prices.engines["local"].generated == 0.5
+    changes = diff(config, loads('[tenants.ci]\nbudgets = { tokens = "3M" }\n', accounts=False))
+    assert changes.restart == (), "a reload applies all of it"
+
+
+def test_budgets_that_are_none_are_named() -> None:
+    found = problems('[tenants.ci]\nbudgets = { cpu_secs = "1h", tokens = "10 apples per 1d" }\n', accounts=False)
+    assert any(
+        "tenants.ci.budgets.cpu_secs: nothing that can be used up; did you mean 'cpu_seconds'?" in f for f in found
+    )
+    assert any("'10 apples' is no amount of tokens" in f and "50000 or 2M" in f for f in found)

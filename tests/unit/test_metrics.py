@@ -15,6 +15,8 @@ from agentd.metrics import Health, Metrics
 from agentd.metrics.labels import MAX_TENANTS, OTHER, Labels
 from controller.model import (
     Action,
+    Band,
+    Budget,
     CallId,
     CallState,
     CallView,
@@ -53,7 +55,13 @@ HOST = HostView(
 
 def tenant(name: str, *, memory: int | None = 100, limits: Limits | None = None) -> TenantView:
     return TenantView(
-        id=new_tenant_id(), name=name, limits=limits or Limits(), priority=50, memory_now=memory, cpu_usec=1_500_000
+        id=new_tenant_id(),
+        name=name,
+        limits=limits or Limits(),
+        priority=50,
+        memory_now=memory,
+        cpu_usec=1_500_000,
+        budgets=(Budget(resource="tokens", scope="tenant", limit=10.0, used=4.0, remaining=6.0, band=Band.MEDIUM),),
     )
 
 
@@ -148,6 +156,9 @@ def test_what_the_snapshot_says() -> None:
         'corral_tenant_memory_max_bytes{tenant="ci"}': 4096,
         'corral_tenant_cpu_seconds_total{tenant="ci"}': 1.5,
         'corral_tenant_processes{tenant="ci"}': 6,
+        'corral_budget_limit{resource="tokens",tenant="ci"}': 10,
+        'corral_budget_used{resource="tokens",tenant="ci"}': 4,
+        'corral_budget_remaining{resource="tokens",tenant="ci"}': 6,
     }
     ordered = {_ordered(key): value for key, value in found.items()}
     assert {key: ordered.get(key) for key in expected} == expected
