@@ -12,6 +12,7 @@ from gpu.errors import InvalidValue
 from gpu.policy.baselines import AlwaysDrop, AlwaysKeep, AlwaysOffload, LeastRecentlyUsed
 from gpu.policy.continuum import Continuum, time_to_live
 from gpu.policy.durations import Durations, learned
+from gpu.policy.eviction import Rivals, evict
 from gpu.policy.infercept import InferCept, Waste, waste
 from gpu.policy.shadow import ShadowPrice
 from gpu.policy.types import (
@@ -26,7 +27,6 @@ from gpu.policy.types import (
     Restore,
     Tier,
     Waiting,
-    evict,
 )
 
 POLICIES: Final[Mapping[str, Callable[[], KvPolicy]]] = {
@@ -66,6 +66,7 @@ __all__ = [
     "Pause",
     "Place",
     "Restore",
+    "Rivals",
     "ShadowPrice",
     "Tier",
     "Waiting",

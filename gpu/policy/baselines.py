@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Place, Tier, evict
+from gpu.policy.eviction import Rivals, evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Place, Tier
 
 
 def _oldest_first(pauses: Sequence[Pause]) -> list[Pause]:
@@ -29,11 +30,8 @@ class AlwaysKeep(Defaults):
         return self.at_pause(pause, tier)
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        drop_only = [
-            KvDecision(session=one.session, action=KvAction.DROP, why=one.why, evidence=one.evidence)
-            for one in evict(_oldest_first(pauses), tier, need, "the pool is full; least recently used")
-        ]
-        return tuple(drop_only)
+        why = "the pool is full; least recently used"
+        return evict(_oldest_first(pauses), tier, need, why, pays=lambda pause: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,10 @@ class AlwaysOffload(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class LeastRecentlyUsed(Defaults):
-    """Keeps until the pool is full; then puts out whoever ran longest ago, offloaded where there is room."""
+    """Keeps until the pool is full; then puts out whoever ran longest ago, offloaded where there is room.
+
+    Among those outside, too, whoever ran longest ago makes room: an engine with a cache in RAM does the same.
+    """
 
     name: str = "lru"
 
@@ -83,4 +84,7 @@ class LeastRecentlyUsed(Defaults):
         return self.at_pause(pause, tier)
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        return evict(_oldest_first(pauses), tier, need, "the pool is full; least recently used")
+        oldest = _oldest_first(pauses)
+        outside = [(pause.last_used, pause) for pause in oldest if pause.away]
+        rivals = Rivals(outside, lambda pause: pause.last_used, weigh=False)
+        return evict(oldest, tier, need, "the pool is full; least recently used", rivals=rivals)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier, evict
+from gpu.policy.eviction import evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier
 
 COLD_SECONDS: Final = 2.0  # until there are enough samples
 COLD_SAMPLES: Final = 100
@@ -68,13 +69,7 @@ class Continuum(Defaults):
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
         """Whoever has been away the longest goes first."""
         order = sorted(pauses, key=lambda pause: (-pause.elapsed, pause.session))
-        decisions = evict(order, tier, need, "the pool is full; away the longest")
-        if self.offload:
-            return decisions
-        return tuple(
-            KvDecision(session=one.session, action=KvAction.DROP, why=one.why, evidence=one.evidence)
-            for one in decisions
-        )
+        return evict(order, tier, need, "the pool is full; away the longest", pays=lambda pause: self.offload)
 
     def _out(self, pause: Pause, tier: Tier, why: str, evidence: dict[str, float]) -> KvDecision:
         offload = self.offload and tier.can_offload(pause.tokens)

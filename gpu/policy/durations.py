@@ -19,34 +19,36 @@ PRIOR_SAMPLES: Final = 2.0  # how many calls of a class the prior counts for
 DECLARED: Final = (0.5, 0.8, 1.0, 1.25, 2.0)  # a declared duration is right within a factor of two
 MOST_POINTS: Final = 48  # of a class's history: more do not change a decision, and cost time at each
 _GRID: Final = 16.0  # steps of elapsed time per factor of e, for the memory of results
+_COARSE: Final = 4.0  # the same of horizons
 _LEAST: Final = 1e-3
 
 
 class Durations(Sequence[float]):
-    """Immutable; as a sequence, its points in ascending order."""
+    """Immutable. As a sequence it is what it was learned from, in ascending order: baselines look at that."""
 
-    __slots__ = ("_at", "_memo", "_points", "_weights")
+    __slots__ = ("_at", "_history", "_means", "_rates", "_weights")
 
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        """:param points: (seconds, weight); weights need not add up to 1. At least one."""
+    def __init__(self, points: Sequence[tuple[float, float]], history: Sequence[float] = ()) -> None:
+        """:param points: (seconds, weight); weights need not add up to 1. None: what is known of tools in general."""
         ordered = sorted((max(at, 0.0), weight) for at, weight in points if weight > 0)
         if not ordered:
             ordered = [(at, 1.0) for at in PRIOR]
         total = sum(weight for _, weight in ordered)
-        self._points: Final = tuple(ordered)
+        self._history: Final = tuple(history)
         self._at: Final = tuple(at for at, _ in ordered)
         self._weights: Final = tuple(weight / total for _, weight in ordered)
-        self._memo: Final[dict[int, tuple[float, float, float]]] = {}  # of pure results
+        self._rates: Final[dict[tuple[int, int], float]] = {}  # pure results, remembered
+        self._means: Final[dict[int, float]] = {}
 
     @overload
     def __getitem__(self, index: int) -> float: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[float]: ...
     def __getitem__(self, index: int | slice) -> float | Sequence[float]:
-        return self._at[index]
+        return self._history[index]
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._history)
 
     def ahead(self, elapsed: float) -> list[tuple[float, float]]:
         """(seconds from now, probability) given that it still runs after ``elapsed``; never empty, adds up to 1."""
@@ -59,23 +61,27 @@ class Durations(Sequence[float]):
             (at - elapsed, weight / mass) for at, weight in zip(self._at[first:], self._weights[first:], strict=True)
         ]
 
-    def rate(self, elapsed: float) -> float:
-        """Returns a second of holding, at best: ``max_tau P(R <= tau) / E[min(R, tau)]``, R what remains of the call.
+    def rate(self, elapsed: float, horizon: float) -> float:
+        """How likely and how soon it is back: ``E[exp(-R / horizon)] / horizon``, R what remains of the call; 1/s.
 
-        This is Gittins' index of the pause (J. R. Statist. Soc. B 41, 1979): to hold is worth while, for as long as the
-        index times the cost of a return is above the price of holding. ``elapsed`` is rounded to 6 %.
+        KV that is put out makes room for ``horizon`` or so, until that room would have been wanted again: a return long
+        after that is worth nothing, whenever it is. ``elapsed`` is rounded to 6 %, ``horizon`` to 25 %.
         """
-        return self._look(elapsed)[0]
+        cell = round(log(max(elapsed, _LEAST)) * _GRID), round(log(max(horizon, _LEAST)) * _COARSE)
+        found = self._rates.get(cell)
+        if found is None:
+            over = exp(cell[1] / _COARSE)
+            ahead = self.ahead(exp(cell[0] / _GRID) if elapsed > _LEAST else 0.0)
+            found = self._rates[cell] = sum(weight * exp(-at / over) for at, weight in ahead) / over
+        return found
 
     def mean(self, elapsed: float) -> float:
-        """Expected seconds that remain."""
-        return self._look(elapsed)[2]
-
-    def _look(self, elapsed: float) -> tuple[float, float, float]:
+        """Expected seconds that remain; ``elapsed`` is rounded to 6 %."""
         cell = round(log(max(elapsed, _LEAST)) * _GRID)
-        found = self._memo.get(cell)
+        found = self._means.get(cell)
         if found is None:
-            found = self._memo[cell] = _gittins(self.ahead(exp(cell / _GRID) if elapsed > _LEAST else 0.0))
+            ahead = self.ahead(exp(cell / _GRID) if elapsed > _LEAST else 0.0)
+            found = self._means[cell] = sum(at * weight for at, weight in ahead)
         return found
 
     def hold(self, elapsed: float, gain: float, price: float) -> tuple[float, float]:
@@ -99,17 +105,6 @@ class Durations(Sequence[float]):
         return min(1.0, sum(weight for at, weight in self.ahead(elapsed) if at <= within))
 
 
-def _gittins(ahead: list[tuple[float, float]]) -> tuple[float, float, float]:
-    best = best_tau = chance = held = 0.0
-    for tau, weight in ahead:
-        chance += weight
-        held += weight * tau
-        rate = chance / max(held + (1 - chance) * tau, _LEAST)
-        if rate > best:
-            best, best_tau = rate, tau
-    return best, best_tau, held
-
-
 def known(durations: Sequence[float], expected: float | None, *, trust: float) -> Durations:
     """The distribution that a pause's facts amount to.
 
@@ -128,7 +123,7 @@ def _known(durations: tuple[float, ...] | Durations, expected: float | None, tru
     share = trust if len(durations) else 1.0
     points = [(at, weight * (1 - share)) for at, weight in zip(history._at, history._weights, strict=True)]
     points += [(expected * factor, share / len(DECLARED)) for factor in DECLARED]
-    return Durations(points)
+    return Durations(points, history)
 
 
 def learned(samples: Sequence[float]) -> Durations:
@@ -143,4 +138,4 @@ def learned(samples: Sequence[float]) -> Durations:
     else:
         points = [(at, 1.0) for at in ordered]
     points += [(at, PRIOR_SAMPLES / len(PRIOR)) for at in PRIOR]
-    return Durations(points)
+    return Durations(points, ordered)

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier, evict
+from gpu.policy.eviction import evict
+from gpu.policy.types import Defaults, KvAction, KvDecision, Pause, Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Corral's own rule: KV memory has a price, and a session's KV stays where it is worth its price.
 
 A paused session of w tokens costs R seconds to get back if it is put out (computed again, or copied out and in,
-whichever is less). Its *density* is ``R I / w`` with I the index of its pause (``Durations.rate``): seconds saved for
-each token-second of the pool. The *price* of the pool is the density of the cheapest KV that must be put out for all
-turns to fit, 0 while all fit. From this follow, in the same unit:
+whichever is less). Its *density* is ``R I / w`` with I how likely and how soon it is back (``Durations.rate``): seconds
+saved for each token-second of the pool. The *price* of the pool is the density of the cheapest KV that must be put out
+for all turns to fit, 0 while all fit. From this follow, in the same unit:
 
 - whom to put out: lowest density first. With equal sizes and costs this is Belady's rule under uncertainty (whoever is
   expected back last), with sizes and costs it is the greedy solution of the fractional knapsack at this moment;
-- when: not before the pool is short. What will have to go is copied out ahead of time, so that nobody waits for it;
+- when: not before the pool is short, as until then the call may end; with ``eager``, what will have to go is copied out
+  at its call's begin, which costs more copies and saves the wait for them;
 - offload or drop: by the same density over the room for offloaded KV, in which a better one takes a worse one's place;
 - when to fetch: as soon as the expected delay saved is worth the pool's price for holding it until the call ends.
 
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpu.policy.durations import Durations, known
+from gpu.policy.eviction import Rivals, evict
 from gpu.policy.types import (
     Admission,
     HostHint,
@@ -38,20 +40,26 @@ from gpu.policy.types import (
 class ShadowPrice:
     """
     :param trust: probability that a declared duration holds, where the class has a history besides
+    :param turnover: horizon of a return, in medians of what remains of the calls
+    :param eager: copy out at a call's begin what will have to go
     :param headroom: share of the pool up to which there is no pressure
     :param limit: share of the pool up to which new sessions are admitted
     :param horizon: seconds; sessions likely to be back within it count fully when a new one is to be admitted
     :param patience: seconds; a turn that waited for so long is overtaken by none
     :param fairness: seconds; a session that has waited so long in all for KV that was put out counts double
+    :param idle: seconds; fetched KV that lies idle for so long has cost as much as fetching it ahead can save
     :param urgent: least share of the pool that a paused session must hold for the host to be told
     """
 
     trust: float = 0.5
+    turnover: float = 2.0
+    eager: bool = False
     headroom: float = 0.9
     limit: float = 0.95
     horizon: float = 10.0
     patience: float = 30.0
     fairness: float = 30.0
+    idle: float = 30.0
     urgent: float = 0.02
     name: str = "corral"
 
@@ -67,12 +75,17 @@ class ShadowPrice:
             return computed
         return min(computed, 2 * tier.swap.seconds(pause.tokens * tier.bytes_per_token))
 
-    def density(self, pause: Pause, tier: Tier) -> float:
+    def density(self, pause: Pause, tier: Tier, horizon: float) -> float:
         """Seconds saved per token-second of the pool, with what the session waited before."""
-        if not pause.tokens:
+        if not pause.resident:
             return 0.0
-        worth = self.return_cost(pause, tier) * self.durations(pause).rate(pause.elapsed)
+        worth = self.return_cost(pause, tier) * self.durations(pause).rate(pause.elapsed, horizon)
         return worth * self._fair(pause) / pause.tokens
+
+    def wanted_for(self, pauses: Sequence[Pause]) -> float:
+        """Seconds for which room is wanted: a multiple of the median of what remains of the calls. Has no scale."""
+        remaining = sorted(self.durations(one).mean(one.elapsed) for one in pauses if one.tokens)
+        return self.turnover * remaining[len(remaining) // 2] if remaining else 1.0
 
     def price(self, tier: Tier, *, extra: int = 0) -> float:
         """Of a token-second of the pool: the density of the last one to be put out for ``extra`` more tokens to fit.
@@ -94,7 +107,8 @@ class ShadowPrice:
         return 1.0 + pause.waited / self.fairness
 
     def _by_density(self, pauses: Sequence[Pause], tier: Tier) -> list[tuple[float, Pause]]:
-        here = [(self.density(one, tier), one) for one in pauses if one.where is Place.RESIDENT and one.tokens]
+        horizon = self.wanted_for(pauses)
+        here = [(self.density(one, tier, horizon), one) for one in pauses if one.resident]
         here.sort(key=lambda pair: (pair[0], pair[1].session))
         return here
 
@@ -122,7 +136,7 @@ class ShadowPrice:
                 ttl=max(hold, 1e-3),
                 evidence=evidence,
             )
-        if self._offload_pays(pause, tier) and tier.can_offload(pause.tokens):
+        if self.eager and self._offload_pays(pause, tier) and tier.can_offload(pause.tokens):
             return KvDecision(
                 session=pause.session,
                 action=KvAction.OFFLOAD,
@@ -143,79 +157,47 @@ class ShadowPrice:
     # --- the pool is full ---------------------------------------------------------------------------------------------
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        decisions: list[KvDecision] = []
-        room = tier.offload_free if tier.swap is not None else 0
-        outside = self._outside(pauses, tier)
-        for density, pause in self._by_density(pauses, tier):
-            if need <= 0:
+        horizon = self.wanted_for(pauses)
+        outside = [(self._room_density(one, tier, horizon, moves=1), one) for one in pauses if one.away]
+        outside.sort(key=lambda pair: (pair[0], pair[1].session))
+        return evict(
+            self._victims(pauses, tier, need),
+            tier,
+            need,
+            "saves the least of all by staying: back late, or cheap to get back",
+            rivals=Rivals(outside, lambda pause: self._room_density(pause, tier, horizon, moves=2)),
+            pays=lambda pause: self._offload_pays(pause, tier),
+        )
+
+    def _victims(self, pauses: Sequence[Pause], tier: Tier, need: int) -> list[Pause]:
+        """Lowest density first until it is enough; who is then not needed after all is spared, the densest first."""
+        chosen: list[Pause] = []
+        freed = 0
+        for _, pause in self._by_density(pauses, tier):
+            if freed >= need:
                 break
-            need -= pause.tokens
-            size = pause.tokens * tier.bytes_per_token
-            evidence = {"density": density, "tokens": float(pause.tokens), "offload_room_bytes": float(room)}
-            offload = self._offload_pays(pause, tier)
-            if offload and size > room:
-                gone = self._displace(pause, outside, tier, size - room)
-                offload = bool(gone)
-                for rival in gone:
-                    room += rival.tokens * tier.bytes_per_token
-                    decisions.append(
-                        KvDecision(
-                            session=rival.session,
-                            action=KvAction.DROP,
-                            why=f"session {pause.session} makes better use of the room for offloaded KV",
-                            evidence={"tokens": float(rival.tokens)},
-                        )
-                    )
-                outside = [one for one in outside if one[1] not in gone]
-            if offload:
-                room -= size
-            decisions.append(
-                KvDecision(
-                    session=pause.session,
-                    action=KvAction.OFFLOAD if offload else KvAction.DROP,
-                    why="saves the least of all by staying: back late, or cheap to get back",
-                    evidence=evidence,
-                )
-            )
-        return tuple(decisions)
+            chosen.append(pause)
+            freed += pause.tokens
+        if tier.partial:
+            return chosen  # of the last one as much as is needed goes
+        for one in reversed(chosen[:-1]):
+            if freed - one.tokens >= need:
+                chosen.remove(one)
+                freed -= one.tokens
+        return chosen
 
     def _offload_pays(self, pause: Pause, tier: Tier) -> bool:
         if tier.swap is None or not pause.tokens:
             return False
         return 2 * tier.swap.seconds(pause.tokens * tier.bytes_per_token) < tier.forward.seconds(pause.tokens)
 
-    def _room_density(self, pause: Pause, tier: Tier, *, moves: int) -> float:
+    def _room_density(self, pause: Pause, tier: Tier, horizon: float, *, moves: int) -> float:
         """Seconds saved per token-second outside: ``moves`` copies are still to be made instead of a computation."""
         if tier.swap is None or not pause.tokens:
             return 0.0
         copied = moves * tier.swap.seconds(pause.tokens * tier.bytes_per_token)
         saved = max(0.0, tier.forward.seconds(pause.tokens) - copied)
-        return saved * self.durations(pause).rate(pause.elapsed) * self._fair(pause) / pause.tokens
-
-    def _outside(self, pauses: Sequence[Pause], tier: Tier) -> list[tuple[float, Pause]]:
-        out = [
-            (self._room_density(one, tier, moves=1), one)
-            for one in pauses
-            if one.where is Place.OFFLOADED and one.tokens
-        ]
-        out.sort(key=lambda pair: (pair[0], pair[1].session))
-        return out
-
-    def _displace(
-        self, pause: Pause, outside: Sequence[tuple[float, Pause]], tier: Tier, lacking: int
-    ) -> tuple[Pause, ...]:
-        """Whom to drop outside for ``pause`` to fit; none: those that would have to go are worth more."""
-        worth = self._room_density(pause, tier, moves=2) * pause.tokens
-        gone: list[Pause] = []
-        for density, rival in outside:
-            worth -= density * rival.tokens
-            if worth <= 0:
-                return ()
-            gone.append(rival)
-            lacking -= rival.tokens * tier.bytes_per_token
-            if lacking <= 0:
-                return tuple(gone)
-        return ()
+        return saved * self.durations(pause).rate(pause.elapsed, horizon) * self._fair(pause) / pause.tokens
 
     # --- ahead of a call's end ----------------------------------------------------------------------------------------
 
@@ -225,11 +207,12 @@ class ShadowPrice:
         A copy that begins t from now and takes s saves a call that ends at d: nothing if d <= t, d - t if d <= t + s,
         else s, and then lies idle for d - t - s.
         """
-        if pause.where is not Place.OFFLOADED or tier.swap is None or not pause.tokens:
+        if tier.swap is None or not pause.away:
             return None
-        copying = tier.swap.seconds(pause.tokens * tier.bytes_per_token)
-        price = self.price(tier, extra=pause.tokens) * pause.tokens
-        if price <= 0 and tier.used + tier.waiting_tokens + pause.tokens > self.headroom * tier.capacity:
+        copying = tier.swap.seconds(pause.away * tier.bytes_per_token)
+        pool = self.price(tier, extra=pause.away) * pause.away
+        price = max(pool, copying / self.idle)
+        if not pool and tier.used + tier.waiting_tokens + pause.away > self.headroom * tier.capacity:
             return None  # the pool is full of turns that run: there is nothing to take its room from
         ahead = self.durations(pause).ahead(pause.elapsed)
         best, best_value = -1.0, 0.0
@@ -248,7 +231,7 @@ class ShadowPrice:
             after=best,
             why="back in the pool by when the call is likely to end",
             evidence={
-                "price_seconds_per_token_second": price / pause.tokens,
+                "price_seconds_per_token_second": price / pause.away,
                 "copy_seconds": copying,
                 "saves_seconds": best_value,
             },

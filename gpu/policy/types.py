@@ -38,6 +38,7 @@ class Pause:
     ``expected``: seconds that the call will take from its begin, as declared or learned; None: unknown.
     ``durations``: what earlier calls of its class took, unsorted. ``elapsed``: seconds since the call began.
     ``waited``: seconds that this session's turns have waited for KV that had been put out, for fairness.
+    ``tokens``: of its KV, at ``where``. ``outside``: tokens offloaded besides, that follow those in the pool.
     """
 
     session: str
@@ -48,13 +49,26 @@ class Pause:
     last_used: float = 0.0  # a clock's seconds: for least recent use
     where: Place = Place.RESIDENT
     waited: float = 0.0
+    outside: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.tokens, self.elapsed, self.waited) < 0 or (self.expected is not None and self.expected < 0):
+        if min(self.tokens, self.outside, self.elapsed, self.waited) < 0 or (
+            self.expected is not None and self.expected < 0
+        ):
             raise InvalidValue(
                 f"session {self.session}: pause of {self.tokens} tokens, {self.elapsed} s, expected {self.expected} s",
                 remedy="counts and times are not negative",
             )
+
+    @property
+    def resident(self) -> int:
+        """Tokens in the pool."""
+        return self.tokens if self.where is Place.RESIDENT else 0
+
+    @property
+    def away(self) -> int:
+        """Tokens that are offloaded."""
+        return self.outside + (self.tokens if self.where is Place.OFFLOADED else 0)
 
     def remaining(self, unknown: float) -> float:
         """Seconds until it ends; ``unknown`` where nothing is known.
@@ -75,7 +89,8 @@ class Tier:
     ``running_tokens``: of the requests that run now and would wait for a recomputation (InferCept's C_other, C_batch).
     ``offload_free``: bytes; 0: the engine cannot offload. ``queueing``: mean wait of recent requests (seconds).
     ``waiting_tokens``: that turns in the queue need and do not have. ``paused``: all sessions whose tool runs, from
-    whom the price of the pool can be told; empty: not known.
+    whom the price of the pool can be told; empty: not known. ``partial``: whether the end of a session's KV can be put
+    out without the rest (engines that keep it in blocks).
     """
 
     bytes_per_token: int
@@ -88,6 +103,7 @@ class Tier:
     queueing: float = 0.0
     waiting_tokens: int = 0
     paused: Sequence[Pause] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.capacity, self.used, self.running_tokens, self.offload_free, self.waiting_tokens)
@@ -100,12 +116,17 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvDecision:
-    """``ttl``: of a KEEP, seconds after which ``expired`` is asked; None: until pressure. ``evidence``: the numbers."""
+    """``ttl``: of a KEEP, seconds after which ``expired`` is asked; None: until pressure. ``evidence``: the numbers.
+
+    ``tokens``: of an OFFLOAD or DROP, only so many, from the end of the context (None: all); only where the tier is
+    ``partial``. An OFFLOAD takes the last ones in the pool, a DROP those outside first.
+    """
 
     session: str
     action: KvAction
     why: str
     ttl: float | None = None
+    tokens: int | None = None
     evidence: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -213,30 +234,3 @@ class Defaults:
 
     def hints(self, pauses: Sequence[Pause], tier: Tier) -> tuple[HostHint, ...]:
         return ()
-
-
-def evict(order: Sequence[Pause], tier: Tier, need: int, why: str) -> tuple[KvDecision, ...]:
-    """Put out in the given order until ``need`` tokens are free: offloaded while there is room for it, else dropped.
-
-    What is outside of the pool already is left alone.
-    """
-    decisions: list[KvDecision] = []
-    room = tier.offload_free if tier.swap is not None else 0
-    for pause in order:
-        if need <= 0:
-            break
-        if pause.tokens == 0 or pause.where is not Place.RESIDENT:
-            continue
-        size = pause.tokens * tier.bytes_per_token
-        offload = size <= room
-        room -= size if offload else 0
-        need -= pause.tokens
-        decisions.append(
-            KvDecision(
-                session=pause.session,
-                action=KvAction.OFFLOAD if offload else KvAction.DROP,
-                why=why,
-                evidence={"tokens": pause.tokens, "offload_room_bytes": room},
-            )
-        )
-    return tuple(decisions)
