@@ -198,6 +198,105 @@ def moments() -> list[Moment]:
     return made
 
 
+def loaded() -> list[Update]:
+    """The host under pressure, with budgets, forecasts, a model and a tier: everything that a daemon can tell."""
+    picture = snapshot(later=True)
+    test, burst, build = picture.calls
+    test.state = pb.CALL_STATE_THROTTLED
+    test.squeeze.MergeFrom(
+        pb.Squeeze(
+            since=NOW - 4,
+            memory_high_bytes=192 * MIB,
+            cpu_weight=20,
+            egress_bytes_per_second=4 * MIB,
+            reason="acme is over its share while greedy waits",
+        )
+    )
+    for call, median, high in ((test, 180, 420), (burst, 96, 300)):
+        call.forecast.MergeFrom(
+            pb.Forecast(
+                memory_median_bytes=median * MIB, memory_high_bytes=high * MIB, remaining_seconds=21,
+                lives=41, kind="tool + class",
+            )
+        )  # fmt: skip
+    burst.recognition.MergeFrom(
+        pb.Recognition(rule="shell", seconds_before=0.004, cpu_usec_before=1500, memory_bytes_before=200 * 1024)
+    )
+    build.eta_seconds = 8
+    build.waits_for = "420 MiB of the host's memory"
+    tokens = pb.Budget(
+        resource="tokens", scope="session", limit=1e6, used=930_000, remaining=70_000, hard=True,
+        period_seconds=86_400, refills_at=NOW + 5000, band=pb.BUDGET_BAND_CRITICAL,
+    )  # fmt: skip
+    cpu = pb.Budget(
+        resource="cpu_seconds", scope="tenant", limit=7200, used=3000, remaining=4200, band=pb.BUDGET_BAND_MEDIUM
+    )
+    stock = pb.Budget(
+        resource="memory_byte_seconds", scope="tenant", limit=2.0**43, used=2.0**40, remaining=2.0**43 - 2.0**40,
+        hard=True, band=pb.BUDGET_BAND_PLENTY,
+    )  # fmt: skip
+    picture.tenants[0].budgets.extend([cpu, stock])
+    session = next(one for one in picture.sessions if one.id == "s-rollout")
+    session.budgets.append(tokens)
+    session.container, session.rules = "4f2b0c7d9e11aa", "claude-code"
+    session.turns.MergeFrom(
+        pb.Turns(
+            turns=31, prompt_tokens=812_000, cached_tokens=640_000, generated_tokens=21_000, model_seconds=410,
+            gpu_seconds=90, joules=31_000,
+        )
+    )  # fmt: skip
+    picture.tier.MergeFrom(tier())
+    return [pb.WatchResponse(snapshot=snapshot()), pb.WatchResponse(snapshot=picture)]
+
+
+def tier() -> pb.TierStatus:
+    """Two devices (one lost), two engines (one down), sessions in every residency."""
+    gpu = pb.GpuDevice(
+        index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", state="ok", memory_total_bytes=80 << 30,
+        memory_used_bytes=71 << 30, sm_utilization=0.83, memory_utilization=0.4, power_watts=512, energy_joules=4.1e6,
+        temperature_celsius=61, context_switches_per_second=1234.5, faults=["XID 31: MMU fault"],
+        processes=[
+            pb.GpuProcess(pid=900, memory_bytes=60 << 30, sm_share=0.8, command="llama-server"),
+            pb.GpuProcess(pid=4100, memory_bytes=4 << 30, sm_share=0.03, call_id=BURST, command="python burst.py"),
+        ],
+    )  # fmt: skip
+    lost = pb.GpuDevice(index=1, uuid="GPU-2", name="NVIDIA H100 80GB HBM3", state="lost", detail="fell off the bus")
+    local = pb.InferenceEngine(
+        name="local", kind="llamacpp", version="b6000", url="http://127.0.0.1:8080", state="up", running=2, waiting=1,
+        kv_used_share=0.86, kv_capacity_tokens=262_144, prefix_hit_share=0.71, preemptions=3,
+        capabilities=[
+            pb.EngineCapability(name="offload", answer="yes"),
+            pb.EngineCapability(name="priority", answer="no", note="llama.cpp has none"),
+        ],
+    )  # fmt: skip
+    down = pb.InferenceEngine(name="big", kind="vllm", state="down", detail="nobody answers at 10.0.0.7:8000")
+    kept = pb.KvSession(
+        session_id="s-coder", engine="local", residency="resident", since=NOW - 12, why="back soon: 9 s expected",
+        tokens=31_000, bytes=3 << 30, call_id=TEST, keep_until=NOW + 30,
+    )  # fmt: skip
+    away = pb.KvSession(
+        session_id="s-rollout", engine="local", residency="offloaded", since=NOW - 3600, why="a pause of an hour",
+        tokens=90_000, bytes=9 << 30, call_id=TAR, recomputed_tokens=1200,
+    )  # fmt: skip
+    gone = pb.KvSession(
+        session_id="s-gone", engine="local", residency="dropped", since=NOW - 60, tokens=10, bytes=1 << 20
+    )
+    return pb.TierStatus(
+        at=NOW, nvml="ready", devices=[gpu, lost], engines=[local, down], sessions=[kept, away, gone],
+        switches=[
+            pb.ContextSwitch(
+                at=NOW - 3600, session_id="s-rollout", engine="local", kind="offloaded", why="a pause of an hour",
+                tokens=90_000, bytes=9 << 30, seconds=1.2,
+            ),
+            pb.ContextSwitch(
+                at=NOW - 60, session_id="s-gone", engine="local", kind="dropped", why="room for s-coder", tokens=10,
+                bytes=1 << 20, seconds=0.001,
+            ),
+        ],
+        policy="corral", hints=["engine big is down: see its log"],
+    )  # fmt: skip
+
+
 BUDGETS = [
     pb.Budget(resource="memory_bytes", scope="tenant", limit=256.0 * MIB, used=129.0 * MIB, remaining=127.0 * MIB),
     pb.Budget(resource="calls", scope="session", limit=8, used=8, remaining=0),

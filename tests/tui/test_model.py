@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from tests.tui.fixtures import BUDGETS, BURST, NOW, PROCESSES, TEST, ended_call, running, samples, snapshot
+from tests.tui.fixtures import BUDGETS, BURST, NOW, PROCESSES, TEST, ended_call, loaded, running, samples, snapshot
 from tui.export import to_csv, to_json
 from tui.layout import Layout, LayoutError, default_path
 from tui.model import acting, details
@@ -19,6 +19,7 @@ from tui.model.gantt import gantt, held_spans, turns
 from tui.model.plot import Rule, columns, plot, rates, side_by_side
 from tui.model.rows import Row, Wanted, build
 from tui.model.text import size
+from tui.model.tier import NOTHING, tier_lines
 from tui.source.protocol import Action
 
 MIB = 1 << 20
@@ -236,3 +237,57 @@ def test_exports_have_all_columns() -> None:
     content = json.loads(to_json(rows, list(COLUMNS), at=NOW))
     assert set(content["rows"][0]) == {"kind", "id", "tenant", "session", *COLUMNS}
     assert len(to_csv(rows, list(COLUMNS)).splitlines()) == len(rows) + 1
+
+
+# --- budgets and the tier
+
+
+def test_the_scarcest_stock_is_what_the_table_shows() -> None:
+    board = Board()
+    for update in loaded():
+        board.apply(update)
+    rows = {row.id: row for row in build(board, Wanted())}
+    column = COLUMNS["budget"]
+    assert column.cell(rows["s-rollout"]) == (("7% tokens", "bold red"),)
+    assert column.cell(rows["t-greedy"]) == (("58% CPU", ""),)
+    assert column.cell(rows["s-coder"]) == (("", ""),)
+    assert next(row.id for row in build(board, Wanted(sort="budget", descending=False))) == "t-greedy"
+
+
+def test_a_stock_says_its_band_and_when_it_is_full_again() -> None:
+    stock = pb.Budget(
+        resource="cpu_seconds", scope="session", limit=3600, used=3500, remaining=100, hard=True, refills_at=NOW,
+        band=pb.BUDGET_BAND_CRITICAL,
+    )  # fmt: skip
+    (line,) = details.budgets([stock], 120)
+    assert "58m20s of 1h00m, 1m40s left  critical  hard  full again at" in line.plain
+    soft = pb.Budget(resource="money", limit=2, used=3, remaining=0, band=pb.BUDGET_BAND_CRITICAL)
+    assert "told only" in details.budgets([soft], 120)[0].plain
+
+
+def test_the_tier_says_what_is_lost_down_and_nobodys() -> None:
+    board = Board()
+    for update in loaded():
+        board.apply(update)
+    text = "\n".join(line.plain for line in tier_lines(board, 160, NOW))
+    assert "lost: fell off the bus" in text
+    assert "down: nobody answers at 10.0.0.7:8000" in text
+    assert "nobody of ours  llama-server" in text
+    assert "greedy/rollout/Bash  python burst.py" in text
+    assert "kept 30s more" in text
+    board.apply(pb.WatchResponse(snapshot=snapshot()))
+    assert NOTHING in "\n".join(line.plain for line in tier_lines(board, 160, NOW))
+
+
+def test_a_tier_without_numbers_is_no_error() -> None:
+    board = Board()
+    bare = snapshot()
+    bare.tier.MergeFrom(
+        pb.TierStatus(
+            nvml="no_driver", nvml_detail="no driver", engines=[pb.InferenceEngine(name="e", state="up")],
+            sessions=[pb.KvSession(session_id="s", residency="later")], switches=[pb.ContextSwitch(kind="later")],
+        )
+    )  # fmt: skip
+    board.apply(pb.WatchResponse(snapshot=bare))
+    text = "\n".join(line.plain for line in tier_lines(board, 80, NOW))
+    assert "no_driver: no driver" in text

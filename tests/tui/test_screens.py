@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.fixtures import BURST, NOW, away, empty, ended_call, running
+from tests.tui.fixtures import BUILD, BURST, NOW, TEST, away, empty, ended_call, loaded, running
 from tests.tui.support import make, press, settled, table
 from tui.app import CorralApp
 from tui.pages.call import CallPage
@@ -77,6 +77,33 @@ def test_pages(snap_compare: SnapCompare, name: str, terminal_size: tuple[int, i
 
     # where exports go is on the screen: the same for every checkout
     app, _ = make(running(), exports=Path("/var/tmp"))
+    assert snap_compare(app, terminal_size=terminal_size, run_before=go)
+
+
+# with budgets, forecasts, a throttled and a queued call, a model and a tier
+LOADED = {
+    "host": (BURST, []),
+    "gpu": (BURST, ["g"]),
+    "throttled": (TEST, ["enter"]),
+    "queued": (BUILD, ["enter"]),
+    "session": ("s-rollout", ["enter"]),
+    "tenant": ("t-greedy", ["enter"]),
+}
+
+
+@sizes
+@pytest.mark.parametrize("name", LOADED)
+def test_everything_told(snap_compare: SnapCompare, name: str, terminal_size: tuple[int, int]) -> None:
+    row, keys = LOADED[name]
+
+    async def go(pilot: Pilot[None]) -> None:
+        await settled(pilot)
+        app = pilot.app
+        assert isinstance(app, CorralApp)
+        table(app).select(row)
+        await press(pilot, *keys)
+
+    app, _ = make(loaded())
     assert snap_compare(app, terminal_size=terminal_size, run_before=go)
 
 

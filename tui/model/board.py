@@ -23,6 +23,7 @@ class Board:
     tenants: dict[str, pb.Tenant] = field(default_factory=dict)
     sessions: dict[str, pb.Session] = field(default_factory=dict)  # open ones
     calls: dict[str, pb.Call] = field(default_factory=dict)  # live ones
+    tier: pb.TierStatus | None = None  # None: no GPU and no engine is configured, or the past does not tell
     ended: dict[str, pb.Call] = field(default_factory=dict)  # the oldest first, at most MAX_ENDED
     decisions: deque[pb.Decision] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
     away: Away | None = None
@@ -71,6 +72,7 @@ class Board:
             tenants=dict(self.tenants),
             sessions=dict(self.sessions),
             calls=dict(self.calls),
+            tier=self.tier,
             ended=dict(self.ended),
             decisions=deque(self.decisions, maxlen=MAX_DECISIONS),
             version=self.version,
@@ -106,6 +108,7 @@ class Board:
         self.tenants = {tenant.id: tenant for tenant in new.tenants}
         self.sessions = {session.id: session for session in new.sessions if not session.HasField("closed_at")}
         self.calls = calls
+        self.tier = new.tier if new.HasField("tier") else None
 
     def _call(self, call: pb.Call) -> None:
         if self.at is None:

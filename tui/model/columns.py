@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from agentd.proto.corral.v1 import corral_pb2 as pb
 from tui.model.rows import Row, Value
 from tui.model.text import bar, clean, rate, size, span
 
@@ -16,6 +17,20 @@ BAR: Final = 10  # cells
 NEAR: Final = 0.8  # of a ceiling: from here on the bar warns
 LEAST_COMMAND: Final = 12
 COMMAND: Final = "command"
+BUDGET_WORDS: Final = {
+    "cpu_seconds": "CPU",
+    "memory_byte_seconds": "memory",
+    "calls_begun": "calls",
+    "network_bytes": "network",
+    "gpu_seconds": "GPU",
+    "joules": "energy",
+}
+BAND_STYLES: Final[dict[int, str]] = {
+    pb.BUDGET_BAND_PLENTY: "green",
+    pb.BUDGET_BAND_MEDIUM: "",
+    pb.BUDGET_BAND_LOW: "yellow",
+    pb.BUDGET_BAND_CRITICAL: "bold red",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +155,43 @@ def _left(row: Row) -> Value:
     return max(0.0, against[1] - used)
 
 
+def _forecast(row: Row) -> Value:
+    if row.call is None or not row.call.forecast.HasField("memory_high_bytes"):
+        return None
+    return float(row.call.forecast.memory_high_bytes)
+
+
+def scarcest(budgets: Iterable[pb.Budget]) -> pb.Budget | None:
+    """Of the budgets that are used up (not the ceilings), the one of which the least part is left."""
+    stocks = [budget for budget in budgets if budget.band and budget.limit > 0]
+    return min(stocks, key=lambda budget: budget.remaining / budget.limit, default=None)
+
+
+def _budget_of(row: Row) -> pb.Budget | None:
+    owner = row.session if row.kind == "session" else row.tenant if row.kind == "tenant" else None
+    return scarcest(owner.budgets) if owner is not None else None
+
+
+def _budget(row: Row) -> Value:
+    found = _budget_of(row)
+    return found.remaining / found.limit if found is not None else None
+
+
+def _paint_budget(row: Row, value: Value) -> Cell:
+    found = _budget_of(row)
+    if found is None:
+        return (("", ""),)
+    part = max(0.0, found.remaining) / found.limit
+    text = f"{part * 100:.0f}% {BUDGET_WORDS.get(found.resource, clean(found.resource))}"
+    return ((text + ("!" if found.remaining <= 0 else ""), BAND_STYLES.get(found.band, "")),)
+
+
 def eta(row: Row) -> float | None:
-    """Seconds until a queued call is expected to begin, as the last decision about it said."""
+    """Seconds until a queued call is expected to begin, as the picture has it, else as the last decision about it."""
     if row.call is None:
         return None
+    if row.call.HasField("eta_seconds"):
+        return row.call.eta_seconds
     for decision in reversed(row.board.decisions):
         if decision.call_id == row.call.id and "eta_seconds" in decision.evidence:
             left = decision.at + decision.evidence["eta_seconds"] - (row.board.at or decision.at)
@@ -218,8 +266,8 @@ _ALL: Final = (
         call=lambda row: row.label, group=lambda row: row.label, paint=_paint_who,
     ),
     Column(
-        name="state", title="STATE", words="queued (with its ETA), running, braked, frozen, ended", width=14, rank=0,
-        right=False, call=lambda row: float(row.call.state) if row.call else None,
+        name="state", title="STATE", words="queued (with its ETA), running, throttled, braked, frozen, ended",
+        width=14, rank=0, right=False, call=lambda row: float(row.call.state) if row.call else None,
         group=lambda row: float(len(row.below)), paint=_paint_state,
     ),
     Column(name="wall", title="WALL", words="time since the begin", width=6, rank=5, call=age, group=age, show=_span),
@@ -251,6 +299,14 @@ _ALL: Final = (
     Column(
         name="use", title="USED", words="peak as a part of what was declared", width=5, rank=15, call=_of_intent,
         show=lambda value: f"{value * 100:.0f}%" if isinstance(value, (int, float)) else "",
+    ),
+    Column(
+        name="forecast", title="FORECAST", words="memory peak of all but the worst calls like it (0.98)", width=8,
+        rank=23, chosen=False, call=_forecast, show=_optional_size,
+    ),
+    Column(
+        name="budget", title="BUDGET", words="least that is left of a budget that is used up", width=12, rank=9,
+        right=False, call=lambda row: None, group=_budget, paint=_paint_budget,
     ),
     Column(
         name="left", title="LEFT", words="what a tenant may still take of its memory", width=8, rank=16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tui.model.board import Board
+from tui.model.columns import BAND_STYLES
 from tui.model.lines import decision_line
 from tui.model.plot import Point, Rule, plot, rates, side_by_side
 from tui.model.rows import STATES, UNKNOWN
@@ -75,6 +76,51 @@ def call_facts(call: pb.Call, board: Board, names: Mapping[str, str], now: float
         lines.append(fact("held", f"{span(held)}, braked {call.brakes} times"))
     if call.cgroup:
         lines.append(fact("cgroup", clean(call.cgroup)))
+    return lines + _learned(call) + _done_to(call, now)
+
+
+def _learned(call: pb.Call) -> list[Text]:
+    """What calls like it came to, and how it was recognised where it did not declare itself."""
+    lines = []
+    forecast = call.forecast
+    if call.HasField("forecast") and forecast.lives:
+        words = []
+        if forecast.HasField("memory_median_bytes"):
+            words.append(f"peak {size(forecast.memory_median_bytes)} in the middle")
+        if forecast.HasField("memory_high_bytes"):
+            words.append(f"{size(forecast.memory_high_bytes)} at the 98th percentile")
+        if forecast.HasField("remaining_seconds"):
+            words.append(f"{span(forecast.remaining_seconds)} to go")
+        lines.append(fact("such calls", f"{', '.join(words)}   ({forecast.lives} of {clean(forecast.kind)})"))
+    if call.HasField("recognition"):
+        seen = call.recognition
+        words = [f"by rule {clean(seen.rule)}, {span(seen.seconds_before)} after it began"]
+        words.append(f"CPU {span(seen.cpu_usec_before / 1e6)} before that")
+        if seen.HasField("memory_bytes_before"):
+            words.append(f"{size(seen.memory_bytes_before)} stay the agent's")
+        lines.append(fact("recognised", ", ".join(words)))
+    return lines
+
+
+def _done_to(call: pb.Call, now: float) -> list[Text]:
+    """What it waits for, and what the ladder took from it."""
+    lines = []
+    if call.state == pb.CALL_STATE_QUEUED or call.waits_for:
+        when = f", about {span(call.eta_seconds)} more" if call.HasField("eta_seconds") else ""
+        lines.append(fact("waits for", f"{clean(call.waits_for) or 'its turn'}{when}", "cyan"))
+    if call.HasField("squeeze"):
+        squeeze = call.squeeze
+        words = [f"for {span(max(0.0, now - squeeze.since))}"] if squeeze.since else []
+        if squeeze.HasField("memory_high_bytes"):
+            words.append(f"memory slowed above {size(squeeze.memory_high_bytes)}")
+        if squeeze.HasField("cpu_weight"):
+            words.append(f"CPU weight {squeeze.cpu_weight}")
+        if squeeze.HasField("io_weight"):
+            words.append(f"I/O weight {squeeze.io_weight}")
+        if squeeze.HasField("egress_bytes_per_second"):
+            words.append(f"network {size(squeeze.egress_bytes_per_second)}/s out")
+        reason = f": {clean(squeeze.reason)}" if squeeze.reason else ""
+        lines.append(fact("throttled", f"{', '.join(words)}{reason}", "yellow"))
     return lines
 
 
@@ -153,6 +199,7 @@ def call_plots(call: pb.Call, samples: Sequence[pb.Sample], now: float, width: i
     rules = [
         rule
         for rule in (
+            Rule("forecast", float(call.forecast.memory_high_bytes), "green"),
             Rule("declared", float(call.intent.memory_peak_bytes), "cyan"),
             Rule("brake", float(call.grant.brake_bytes), "yellow"),
             Rule("limit", float(max(0, limits.memory_max_bytes)), "red"),
@@ -228,18 +275,63 @@ def process_tree(processes: Sequence[pb.Process]) -> list[Text]:
 
 
 def budgets(found: Sequence[pb.Budget], width: int) -> list[Text]:
-    """What is left of each, as a bar of what was used."""
+    """What is left of each, as a bar of what was used; those that are used up say how scarce, and until when."""
     lines = []
     for budget in found:
         part = budget.used / budget.limit if budget.limit > 0 else 0.0
-        show = size if budget.resource.endswith("bytes") else _plain
+        show = _AMOUNTS.get(budget.resource, size if budget.resource.endswith("bytes") else _plain)
         style = "red" if part >= 1 else "yellow" if part >= 0.8 else "green"
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{clean(budget.scope):8} {clean(budget.resource).replace('_', ' '):14} ", "dim")
-        text.append(bar(part, min(30, max(10, width - 60))), f"{style} on grey23")
+        text.append(f"{clean(budget.scope):8} {clean(budget.resource).replace('_', ' '):20} ", "dim")
+        text.append(bar(part, min(30, max(10, width - 76))), f"{style} on grey23")
         text.append(f" {show(budget.used)} of {show(budget.limit)}, {show(budget.remaining)} left")
+        band = _BANDS.get(budget.band)
+        if band is not None:
+            text.append(f"  {band}", BAND_STYLES.get(budget.band, ""))
+            text.append("  hard" if budget.hard else "  told only", "dim")
+        if budget.HasField("refills_at"):
+            text.append(f"  full again at {clock(budget.refills_at)}", "dim")
         lines.append(text)
-    return lines or [Text("no budget is set: corral tenant set NAME --memory-max 2G --cpu 2", "dim")]
+    return lines or [
+        Text(
+            "no budget is set: corral tenant set NAME --memory-max 2G --cpu 2; corral budget set NAME cpu_seconds 1h",
+            "dim",
+        )
+    ]
+
+
+def _byte_seconds(value: float) -> str:
+    return f"{value / 2**30 / 3600:.3g} GiB h"
+
+
+_BANDS: Final = {
+    pb.BUDGET_BAND_PLENTY: "plenty",
+    pb.BUDGET_BAND_MEDIUM: "medium",
+    pb.BUDGET_BAND_LOW: "low",
+    pb.BUDGET_BAND_CRITICAL: "critical",
+}
+_AMOUNTS: Final[dict[str, Callable[[float], str]]] = {
+    "cpu_seconds": span,
+    "gpu_seconds": span,
+    "memory_byte_seconds": _byte_seconds,
+    "network_bytes": size,
+}
+
+
+def turns_fact(session: pb.Session) -> list[Text]:
+    """What the session's model did."""
+    if not session.HasField("turns"):
+        return []
+    turns = session.turns
+    words = [f"{turns.turns} turns, {_plain(turns.prompt_tokens)} prompt tokens"]
+    if turns.cached_tokens:
+        words.append(f"{turns.cached_tokens / max(1, turns.prompt_tokens) * 100:.0f}% of them cached")
+    words.append(f"{_plain(turns.generated_tokens)} generated, {span(turns.model_seconds)}")
+    if turns.gpu_seconds:
+        words.append(f"GPU {span(turns.gpu_seconds)}")
+    if turns.joules:
+        words.append(f"{turns.joules / 1000:.3g} kJ")
+    return [fact("model", ", ".join(words))]
 
 
 def _plain(value: float) -> str:

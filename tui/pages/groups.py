@@ -19,6 +19,7 @@ from tui.model.columns import DEFAULT
 from tui.model.gantt import gantt
 from tui.model.rows import Row, Wanted, build, call_rows
 from tui.model.text import clean, clock, size, span
+from tui.model.tier import kv_facts
 from tui.pages.scroll import ScrollPage
 from tui.source.protocol import SourceError
 from tui.widgets.treetable import TreeTable
@@ -143,6 +144,12 @@ class SessionPage(GroupPage):
         ]
         if labels:
             lines.append(details.fact("labels", labels))
+        if session.container or session.rules:
+            what = f"container {clean(session.container)[:12]}" if session.container else "a process"
+            lines.append(
+                details.fact("attached", f"{what}, calls recognised by the rules {clean(session.rules) or '-'}")
+            )
+        lines += [*details.turns_fact(session), *kv_facts(self.board, session.id, now)]
         if self.problem:
             lines.append(Text(f"the ledger's part is missing: {self.problem}", "yellow"))
         since = max(opened, now - WINDOW)
@@ -157,7 +164,9 @@ class SessionPage(GroupPage):
             *gantt(shown, list(self.board.decisions), since=since, until=max(now, since + 1), width=width, most=most),
         ]
         if not self.corral.player.in_past:
-            lines += [Text(), details.title("budgets"), *details.budgets(self._budgets, width)]
+            stocks = {(budget.scope, budget.resource) for budget in self._budgets}
+            more = [budget for budget in session.budgets if (budget.scope, budget.resource) not in stocks]
+            lines += [Text(), details.title("budgets"), *details.budgets([*self._budgets, *more], width)]
         return lines
 
 
@@ -211,10 +220,10 @@ class TenantPage(GroupPage):
         ]
         if self.corral.player.in_past:
             lines.append(Text("budgets are those of now: press n", "dim"))
-        elif not sessions:
-            lines.append(Text("shown while a session is open", "dim"))
-        else:
-            lines += details.budgets(self._budgets, width)
+        else:  # the ceilings' come with those of a session; what is used up is in every picture
+            stocks = {budget.resource for budget in self._budgets}
+            more = [budget for budget in tenant.budgets if budget.resource not in stocks]
+            lines += details.budgets([*self._budgets, *more], width)
         told = self.board.decisions_about(self.object_id)[-6:]
         lines += [Text(), details.title("last decisions"), *details.decisions(told, self.board)]
         return lines

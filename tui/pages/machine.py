@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from typing import Final
 
 from rich.text import Text
 
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from tui.model import details
 from tui.model.text import clean
+from tui.model.tier import tier_lines
 from tui.pages.scroll import ScrollPage
-
-NO_GPU: Final = "This daemon reports no GPU and no inference engine. To see them here:"
-# what, and what has to be there
-WANTED: Final = (
-    ("devices", "NVIDIA's driver on this host (nvidia-smi works); restart agentd after it was installed"),
-    ("engines", "llama.cpp, vLLM or SGLang, named in agentd's configuration where this version has a section for them"),
-    ("check", "corral config check says whether a configuration is right, corral doctor what the host lacks"),
-    ("sessions", "calls that declare where they belong: corral run --engine NAME --conversation ID -- COMMAND"),
-)
 
 
 class DoctorPage(ScrollPage):
@@ -54,21 +43,5 @@ class DoctorPage(ScrollPage):
 class GpuPage(ScrollPage):
     name_words = "GPUs"
 
-    def bound(self) -> list[pb.Call]:
-        """Calls that say which conversation on which engine they belong to."""
-        return [call for call in self.board.calls.values() if call.intent.HasField("inference") or call.intent.gpu]
-
     def lines(self, width: int) -> Sequence[Text]:
-        lines = [details.title("GPUs and inference engines"), Text(), Text(NO_GPU), Text()]
-        for name, words in WANTED:
-            first, *more = textwrap.wrap(words, max(20, width - 14))
-            lines.append(details.fact(name, first))
-            lines += [Text(f"{'':13}{words}") for words in more]
-        calls = self.bound()
-        if calls:
-            lines += [Text(), details.title("calls that declare a GPU or an engine")]
-            for call in calls:
-                inference = call.intent.inference
-                words = clean(f"{inference.engine} {inference.conversation}".strip()) or "GPU"
-                lines.append(details.fact(clean(call.intent.tool or call.id)[:12], f"{words}   {clean(call.command)}"))
-        return lines
+        return tier_lines(self.board, width, self.board.at or self.corral.clock())
