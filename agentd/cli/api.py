@@ -42,6 +42,9 @@ class Api:
         request = pb.SetPriorityRequest(target=target, priority=priority)
         self._remote.call(self._remote.operator.SetPriority, request)
 
+    def set_budget(self, request: pb.SetBudgetRequest) -> list[pb.Budget]:
+        return list(self._remote.call(self._remote.operator.SetBudget, request).budgets)
+
     def freeze(self, target: str) -> list[str]:
         reply = self._remote.call(self._remote.operator.Freeze, pb.FreezeRequest(target=target))
         return list(reply.call_ids)

@@ -27,6 +27,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "thaw": ("control", "act"),
     "kill": ("control", "act"),
     "limits": ("control", "limits"),
+    "budget": ("budget", "budget"),
     "priority": ("control", "priority"),
     "tenant set": ("control", "tenant_set"),
     "tenant list": ("listing", "tenant_list"),

@@ -1,4 +1,6 @@
-"""``show`` and ``explain``: everything about one call, and what happened to it in words."""
+"""``show`` and ``explain``: everything about one call, and what happened to it in words.
+
+``show`` of a session or a tenant is in ``group``."""
 
 from __future__ import annotations
 
@@ -64,7 +66,12 @@ def look_up(context: Context) -> Known:
 
 
 def show(context: Context) -> int:
-    known = look_up(context)
+    try:
+        known = look_up(context)
+    except NotFoundError:
+        from agentd.cli import group
+
+        return group.show(context)  # a session or a tenant, then; it says when it is neither
     call, names = known.call, known.names
     processes = processes_of(call.cgroup) if call.state != pb.CALL_STATE_ENDED else []
     if context.json:

@@ -14,6 +14,11 @@ _EPILOG: Final = """\
 exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers, 4 not permitted, 5 not found
 environment: CORRAL_API (the API's socket), CORRAL_SOCKET (the broker's), CORRAL_SESSION and CORRAL_TOKEN (a session's)
 """
+_BUDGETS: Final = """\
+resources and how a limit is written:
+  cpu_seconds, gpu_seconds  10h        network_bytes  500G         calls_begun, tokens  500, 20k, 2M
+  memory_byte_seconds       16G*8h     joules         5kWh, 18MJ   money                12.50
+"""
 STATES: Final = ("queued", "running", "braked", "frozen", "ended")
 SORTS: Final = ("begun", "age", "memory", "peak", "cpu", "priority", "tenant", "session", "state")
 
@@ -105,8 +110,8 @@ def _listings(command: Any) -> None:
     one.add_argument("file", metavar="FILE", help="a new file")
     one.add_argument("--for", dest="duration", metavar="TIME", help="so long, e.g. 10m (default: until Ctrl-C)")
     one.add_argument("--interval", metavar="SECONDS", type=_interval, default=1.0, help="between pictures (default: 1)")
-    one = command("show", "everything about one call")
-    one.add_argument("call", metavar="CALL", help="its id, or an unambiguous piece of it")
+    one = command("show", "everything about one call, session or tenant")
+    one.add_argument("call", metavar="TARGET", help="its id or an unambiguous piece of it, or a name")
     one = command("explain", "what happened to a call, and why, in words")
     one.add_argument("call", metavar="CALL", help="its id, or an unambiguous piece of it")
     one = command("history", "calls that the ledger holds, newest first")
@@ -132,6 +137,17 @@ def _control(command: Any) -> None:
     _limits(one)
     one.add_argument("--notify", metavar="SIZE", help="of a call: an event past this much memory; off disarms")
     one.add_argument("--brake", metavar="SIZE", help="of a call: stopped in the kernel past this much; off disarms")
+    one = command(
+        "budget",
+        "what is left of what can be used up: budget [TARGET]; budget set TARGET RESOURCE LIMIT [--hard] [--per TIME]; "
+        "budget remove TARGET RESOURCE",
+        epilog=_BUDGETS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("words", nargs="*", metavar="WHAT", help="TARGET is a session or a tenant: id, piece or name")
+    one.add_argument("--hard", action="store_true", help="nothing begins once it is used up")
+    one.add_argument("--soft", action="store_true", help="it is only told (default)")
+    one.add_argument("--per", metavar="TIME", help="full again with each such period, e.g. 1d (midnight UTC)")
     one = command("priority", "change the priority of a call, session or tenant")
     one.add_argument("target", metavar="TARGET", help="call, session or tenant: id, piece of an id or name")
     one.add_argument("value", metavar="N", help="0 (acted on first) to 100 (acted on last)")

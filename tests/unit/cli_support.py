@@ -25,6 +25,22 @@ MIB = 1 << 20
 TOKEN = "a token; with 'quotes'"  # noqa: S105  # nobody's
 
 
+CPU_BUDGET = pb.Budget(
+    resource="cpu_seconds",
+    scope="tenant",
+    limit=36_000,
+    used=34_200,
+    remaining=1800,
+    hard=True,
+    period_seconds=86_400,
+    refills_at=NOW + 3600,
+    band=pb.BUDGET_BAND_CRITICAL,
+)
+TOKEN_BUDGET = pb.Budget(
+    resource="tokens", scope="session", limit=2e6, used=5200, remaining=1_994_800, band=pb.BUDGET_BAND_PLENTY
+)
+
+
 def brake_decision(call_id: str = BRAKED) -> pb.Decision:
     return pb.Decision(
         at=NOW - 4,
@@ -159,6 +175,7 @@ def snapshot(*, with_ended: bool = False) -> pb.SnapshotResponse:
                 limits=pb.Limits(memory_max_bytes=4096 * MIB, cpu_cores=-1),
                 memory_now_bytes=210 * MIB,
                 cpu_usec=9_800_000,
+                budgets=[CPU_BUDGET],
             ),
             pb.Tenant(id=BETA, name="beta", priority=20, cpu_usec=2_050_000),
         ],
@@ -166,7 +183,15 @@ def snapshot(*, with_ended: bool = False) -> pb.SnapshotResponse:
             pb.Session(
                 id=CODER, tenant_id=ACME, name="coder", uid=1000, opened_at=NOW - 100, labels={"task": "fix", "a": "b"}
             ),
-            pb.Session(id=ROLLOUT, tenant_id=BETA, name="rollout", uid=1001, opened_at=NOW - 4000),
+            pb.Session(
+                id=ROLLOUT,
+                tenant_id=BETA,
+                name="rollout",
+                uid=1001,
+                opened_at=NOW - 4000,
+                budgets=[TOKEN_BUDGET],
+                turns=pb.Turns(turns=3, prompt_tokens=5000, cached_tokens=4000, generated_tokens=200, model_seconds=12),
+            ),
             *(
                 [pb.Session(id="s-01hx0000000000cc", tenant_id=BETA, uid=1001, opened_at=NOW - 90, closed_at=NOW - 80)]
                 if with_ended
@@ -223,6 +248,10 @@ class FakeDaemon(rpc.AgentServiceServicer, rpc.OperatorServiceServicer):
     async def SetLimits(self, request: pb.SetLimitsRequest, context: Any) -> pb.SetLimitsResponse:
         await self._note(request, context)
         return pb.SetLimitsResponse()
+
+    async def SetBudget(self, request: pb.SetBudgetRequest, context: Any) -> pb.SetBudgetResponse:
+        await self._note(request, context)
+        return pb.SetBudgetResponse(budgets=[CPU_BUDGET] if request.HasField("limit") else [])
 
     async def SetPriority(self, request: pb.SetPriorityRequest, context: Any) -> pb.SetPriorityResponse:
         await self._note(request, context)

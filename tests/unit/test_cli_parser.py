@@ -55,6 +55,10 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
         "limits c-1 --memory-max 1G --cpu 2 --pids 10 --brake 500M --notify off --weight 50",
         {"target": "c-1", "memory_max": "1G", "cpu": "2", "pids": "10", "brake": "500M", "cpu_weight": "50"},
     ),
+    "budget": (
+        "budget set acme cpu_seconds 10h --hard --per 1d",
+        {"words": ["set", "acme", "cpu_seconds", "10h"], "hard": True, "soft": False, "per": "1d"},
+    ),
     "priority": ("priority c-1 80", {"target": "c-1", "value": "80"}),
     "tenant set": ("tenant set acme --memory-high 2G --priority 10", {"name": "acme", "memory_high": "2G"}),
     "tenant list": ("tenant list --api unix:/x", {"api": "unix:/x"}),
