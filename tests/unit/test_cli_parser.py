@@ -106,7 +106,7 @@ def test_common_options_stand_before_or_after_the_command(line: str) -> None:
         ("history --limit 0", "not a number from 1 to 10000"),
         ("history --limit 99999", "not a number from 1 to 10000"),
         ("top --interval nan", "seconds from 0.1 to 3600"),
-        ("show", "required: CALL"),
+        ("show", "required: TARGET"),
         ("kill", "required: TARGET"),
         ("session", "required: WHAT"),
         ("limits", "required: TARGET"),
