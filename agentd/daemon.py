@@ -20,6 +20,7 @@ from agentd.api.history import LedgerHistory
 from agentd.api.identity import OPERATOR, parse_principal, tenant_principal
 from agentd.api.listen import Listener, TcpListener, UnixListener
 from agentd.api.server import ApiServer, ServerLimits
+from agentd.attach import Attaching
 from agentd.broker import Broker, BrokerError
 from agentd.config import Config, ConfigError, diff, effective, host_config, load, split_address
 from agentd.doctor import features, own_features
@@ -49,6 +50,7 @@ from controller.model import (
     Snapshot,
     TenantId,
 )
+from controller.recognise.rules import Library
 from controller.registry import now
 
 _log: Final = structlog.get_logger("corral.daemon")
@@ -187,6 +189,9 @@ class Daemon:
             max_per_uid=config.broker.max_per_uid,
             begin_timeout=config.broker.begin_timeout,
         )
+        attaching = Attaching(self._host, Library())
+        stack.push_async_callback(attaching.stop)
+        await attaching.start()
         history = LedgerHistory(config.ledger_path, trouble=lambda: self._ledger.health.error)
         stack.callback(history.close)
         self._api = ApiServer(
@@ -197,6 +202,7 @@ class Daemon:
             version=__version__,
             limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
             tier=tier,
+            attach=attaching,
         )
         await self._api.start(self._listeners(config))
         stack.push_async_callback(self._api.stop, grace=_GRACE)

@@ -25,6 +25,7 @@ from controller.model import (
     TenantView,
     Usage,
 )
+from controller.recognise.attachment import Attachment
 
 
 class CallRef(NamedTuple):
@@ -74,6 +75,7 @@ class SessionRecord:
     session: SessionView
     token_hash: str  # sha256, hex
     token_expires: float  # unix seconds
+    attachment: Attachment | None = None
     managed: bool = True  # False: opened by the daemon itself for an unknown caller, closed when its last call ends
 
 
@@ -149,6 +151,12 @@ class Backend(Protocol):
     def update_session(self, record: SessionRecord, /) -> None: ...
     def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits, /) -> tuple[str, ...]: ...
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> None: ...
+    def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> bool:
+        """Stops a process of the session, frozen in a group of its own, until ``place`` or ``enter_session`` moves it
+        out. False where this host cannot."""
+
+    def held_processes(self, tenant_id: TenantId, session_id: SessionId, /) -> Sequence[int]: ...
+    def agent_pids(self, tenant_id: TenantId, session_id: SessionId, /) -> Sequence[int]: ...
     def session_pids(self, tenant_id: TenantId, session_id: SessionId, /) -> int: ...
     def kill_session(self, tenant_id: TenantId, session_id: SessionId, /) -> None: ...
     def remove_session(self, tenant_id: TenantId, session_id: SessionId, /) -> bool:

@@ -55,6 +55,8 @@ class Endings:
             return
         if call.ending:
             self._settle(call, leftovers=call.leftovers)
+        elif call.recognition is not None and call.wait_status is not None:
+            self._settle_unwaited(call)  # the kernel told how its main process ended
         elif call.launcher_lost or call.killed_as is not None:
             # nobody else will say more than we know, except a launcher that is about to: give it a moment
             if call.launcher and not call.launcher_lost:

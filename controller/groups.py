@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bpf import BpfError
 from controller.backend import CallRecord, Found, SessionRecord
@@ -130,6 +130,20 @@ class Groups:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._tree.agent(tenant_id, session_id).move(pid)
 
+    def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
+        group = self._tree.wait(tenant_id, session_id)
+        if not group.exists():
+            group.create(exist_ok=True)
+            group.freeze()
+        group.move(pid)
+        return True
+
+    def held_processes(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        return _members(self._tree.wait(tenant_id, session_id))
+
+    def agent_pids(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        return _members(self._tree.agent(tenant_id, session_id))
+
     def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
         try:
             return len(self._tree.session(tenant_id, session_id).pids(recursive=True))
@@ -158,3 +172,10 @@ def _why(controller: str) -> str:
     if controller == "egress":
         return "this host does not load the eBPF programs that see packets"
     return f"this host has no {controller} controller"
+
+
+def _members(group: Group) -> Sequence[int]:
+    try:
+        return group.pids()
+    except NoSuchGroup:
+        return ()

@@ -151,6 +151,16 @@ class Observer:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._forest.place(self._session(session_id).own, _living(pid))
 
+    def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
+        return False
+
+    def held_processes(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        return ()
+
+    def agent_pids(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        session = self._sessions.get(session_id)
+        return [member.pid for member in session.own.alive] if session is not None else ()
+
     def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
         session = self._sessions.get(session_id)
         if session is None:

@@ -45,6 +45,7 @@ class Kind(IntEnum):
 
 class ProcEvent(NamedTuple):
     """``tid`` and ``pid``: thread and process that called exec or ended; of a fork the parent, with ``child_*``.
+    ``status``: of one that ended, as of waitpid(2).
 
     Of a new thread the kernel names the parent of its process, and the process itself as ``child_pid``. ``at``:
     CLOCK_MONOTONIC nanoseconds.
@@ -56,6 +57,7 @@ class ProcEvent(NamedTuple):
     pid: int
     child_tid: int
     child_pid: int
+    status: int = 0
 
 
 def receive_buffer(sock: socket.socket, size: int = _RECEIVE) -> None:
@@ -164,7 +166,7 @@ def decode(data: bytes) -> ProcEvent | None:
     if what == PROC_EVENT_EXEC:
         return ProcEvent(Kind.EXEC, at, tid, pid, 0, 0)
     if what == PROC_EVENT_EXIT:
-        return ProcEvent(Kind.EXIT, at, tid, pid, 0, 0)
+        return ProcEvent(Kind.EXIT, at, tid, pid, 0, 0, child_tid)  # exit_code, in this kind's third place
     return None
 
 

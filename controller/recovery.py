@@ -94,6 +94,7 @@ class Recovery:
             squeezed_seconds=record.squeezed_seconds,
             usage=view.usage,
             cgroup=view.cgroup,
+            recognition=view.recognition,
             main_pid=record.main_pid,
             launcher=record.launcher,
             launcher_pid=record.launcher_pid,

@@ -22,6 +22,7 @@ from controller.model import (
     NotFound,
     Outcome,
     Reason,
+    Recognition,
     SessionId,
     SessionView,
     Squeeze,
@@ -29,6 +30,7 @@ from controller.model import (
     TenantView,
     Usage,
 )
+from controller.recognise.attachment import Attachment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Session:
     managed: bool
     closed_at: float | None = None
     closing: bool = False
+    attachment: Attachment | None = None
     idle_since: float | None = None  # of one that the daemon opened: when its last call ended
     calls: dict[CallId, Call] = field(default_factory=dict)
     account: Account = field(default_factory=lambda: Account("session"))
@@ -86,6 +89,8 @@ class Session:
             labels=self.labels,
             budgets=self.account.views(now()),
             turns=self.account.turns,
+            container=self.attachment.container if self.attachment is not None else "",
+            rules=self.attachment.rules if self.attachment is not None else "",
         )
 
     def record(self) -> SessionRecord:
@@ -95,6 +100,7 @@ class Session:
             token_hash=self.token_hash,
             token_expires=self.token_expires,
             managed=self.managed,
+            attachment=self.attachment,
         )
 
 
@@ -131,6 +137,7 @@ class Call:
     wait_status: int | None = None
     ending: bool = False
     leftovers: int = 0  # processes that outlived the main one
+    recognition: Recognition | None = None  # set where no launcher and no API call began it
     outcome: Outcome | None = None
     decisions: list[Decision] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -201,6 +208,7 @@ class Call:
             usage=self.usage,
             cgroup=self.cgroup,
             outcome=self.outcome,
+            recognition=self.recognition,
             squeeze=self.squeeze,
         )
 

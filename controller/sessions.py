@@ -31,6 +31,7 @@ from controller.model import (
     new_session_id,
     new_tenant_id,
 )
+from controller.recognise.attachment import Attachment
 from controller.registry import Session, Tenant, now
 from controller.shared import Shared
 
@@ -142,7 +143,14 @@ class Sessions:
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     def open(
-        self, *, tenant_name: str, name: str, uid: int, labels: Mapping[str, str], managed: bool = True
+        self,
+        *,
+        tenant_name: str,
+        name: str,
+        uid: int,
+        labels: Mapping[str, str],
+        managed: bool = True,
+        attachment: Attachment | None = None,
     ) -> tuple[Session, str]:
         """A new session and its token. The token is kept nowhere in clear."""
         tenant = self._shared.registry.tenant(tenant_name)
@@ -170,6 +178,7 @@ class Sessions:
             token_hash=token_hash(token),
             token_expires=now() + self._shared.config.token_ttl,
             managed=managed,
+            attachment=attachment,
         )
         self._shared.backend.add_session(session.record())
         self._shared.registry.add_session(session)
@@ -264,6 +273,7 @@ class Sessions:
             token_hash=record.token_hash,
             token_expires=record.token_expires,
             managed=record.managed,
+            attachment=record.attachment,
             closed_at=view.closed_at,
             closing=view.closed_at is not None,
         )

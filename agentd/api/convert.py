@@ -28,6 +28,7 @@ from controller.model import (
     Network,
     OnPressure,
     Outcome,
+    Recognition,
     SessionView,
     Snapshot,
     Squeeze,
@@ -321,6 +322,17 @@ def session_to_proto(session: SessionView) -> pb.Session:
         labels=session.labels,
         budgets=[budget_to_proto(budget) for budget in session.budgets],
         turns=turns_to_proto(session.turns) if session.turns is not None else None,
+        container=session.container,
+        rules=session.rules,
+    )
+
+
+def recognition_to_proto(recognition: Recognition) -> pb.Recognition:
+    return pb.Recognition(
+        rule=recognition.rule,
+        seconds_before=recognition.seconds_before,
+        cpu_usec_before=recognition.cpu_usec_before,
+        memory_bytes_before=recognition.memory_before,
     )
 
 
@@ -341,6 +353,7 @@ def call_to_proto(call: CallView) -> pb.Call:
         usage=usage_to_proto(call.usage),
         cgroup=call.cgroup,
         outcome=outcome_to_proto(call.outcome) if call.outcome is not None else None,
+        recognition=recognition_to_proto(call.recognition) if call.recognition is not None else None,
         squeeze=squeeze_to_proto(call.squeeze) if call.squeeze is not None else None,
     )
 

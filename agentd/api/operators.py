@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Final
 
 from agentd.api import validate
+from agentd.api.attached import AttachedMethods, AttachPort
 from agentd.api.budgets import BudgetOperatorMethods
 from agentd.api.convert import (
     call_to_proto,
@@ -35,7 +36,7 @@ from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwir
 _OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
-class OperatorServicer(BudgetOperatorMethods, TierMethods, LaterOperatorMethods):
+class OperatorServicer(AttachedMethods, BudgetOperatorMethods, TierMethods, LaterOperatorMethods):
     """Of one listener. Every method asks first whether an operator is calling."""
 
     def __init__(
@@ -47,6 +48,7 @@ class OperatorServicer(BudgetOperatorMethods, TierMethods, LaterOperatorMethods)
         features: Features,
         version: str,
         tier: TierPort,
+        attach: AttachPort | None = None,
     ) -> None:
         self._host = host
         self._history = history
@@ -54,6 +56,7 @@ class OperatorServicer(BudgetOperatorMethods, TierMethods, LaterOperatorMethods)
         self._features = features
         self._version = version
         self._tier = tier
+        self._attach = attach
         self.streams = Streams(MAX_OPERATOR_STREAMS)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:

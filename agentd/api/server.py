@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agentd.api.agents import AgentServicer, TenantUids
+from agentd.api.attached import AttachPort
 from agentd.api.errors import ListenError
 from agentd.api.identity import Access, always, by_certificate
 from agentd.api.listen import BoundSocket, Listener, UnixListener, bind_tcp, bind_unix
@@ -79,6 +80,7 @@ class ApiServer:
         version: str,
         limits: ServerLimits | None = None,
         tier: TierPort | None = None,
+        attach: AttachPort | None = None,
     ) -> None:
         """``features``: what the probe found. ``tenant_uids``: whose processes may use a tenant's sessions (asked for
         each OpenSession, so that a reload counts; empty: only operators open its sessions here). ``version``: the
@@ -89,6 +91,7 @@ class ApiServer:
         self._features = features
         self._tenant_uids = tenant_uids
         self._version = version
+        self._attach = attach
         self._limits = limits or ServerLimits()
         self._tier = tier or NoTier()
         self._served: dict[str, _Served] = {}
@@ -115,7 +118,13 @@ class ApiServer:
         agents = AgentServicer(self._host, access, self._tenant_uids, self._tier)
         corral_pb2_grpc.add_AgentServiceServicer_to_server(agents, server)
         operators = OperatorServicer(
-            self._host, self._history, access, features=self._features, version=self._version, tier=self._tier
+            self._host,
+            self._history,
+            access,
+            features=self._features,
+            version=self._version,
+            tier=self._tier,
+            attach=self._attach,
         )
         corral_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
         prober = health.aio.HealthServicer()

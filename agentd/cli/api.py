@@ -69,6 +69,12 @@ class Api:
         request = pb.CloseSessionRequest(session_id=session_id, kill=kill)
         self._remote.call(self._remote.agent.CloseSession, request)
 
+    def attach(self, request: pb.AttachRequest) -> list[pb.Session]:
+        return list(self._remote.call(self._remote.operator.Attach, request).sessions)
+
+    def detach(self, target: str) -> list[str]:
+        return list(self._remote.call(self._remote.operator.Detach, pb.DetachRequest(target=target)).session_ids)
+
     def outcome(self, call_id: str) -> pb.Outcome:
         request = pb.GetOutcomeRequest(call_id=call_id)
         return self._remote.call(self._remote.agent.GetOutcome, request).outcome

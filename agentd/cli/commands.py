@@ -16,6 +16,8 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "session open": ("sessions", "open_"),
     "session exec": ("sessions", "exec_"),
     "session close": ("sessions", "close"),
+    "session attach": ("attach", "attach"),
+    "session detach": ("attach", "detach"),
     "session list": ("listing", "session_list"),
     "ps": ("listing", "ps"),
     "top": ("top", "top"),

@@ -84,6 +84,23 @@ def _session(commands: Any, common: argparse.ArgumentParser) -> None:
     one = _sub(inner, common, "close", "close a session; refused while its calls run, unless --kill")
     one.add_argument("session", nargs="?", metavar="SESSION", help="id, piece of an id or name (CORRAL_SESSION)")
     one.add_argument("--kill", action="store_true", help="end its calls")
+    one = _sub(
+        inner, common, "attach", "make sessions of what runs already: a process, or containers; see docs/attach.md"
+    )
+    one.add_argument("--tenant", metavar="T", required=True, help="whose it is")
+    one.add_argument("--name", metavar="N", default="", help="what to call it (default: as the process or container)")
+    one.add_argument(
+        "--rules", metavar="R", default="", help="what starts a tool call: a set of rules (default: generic)"
+    )
+    one.add_argument("--session-label", metavar="K=V", action="append", default=[], help="a label of the session")
+    one.add_argument("--pid", metavar="PID", help="the agent's process; those below it come along")
+    one.add_argument("--container", metavar="NAME", default="", help="a container, by name or id")
+    one.add_argument("--label", metavar="K[=V]", action="append", default=[], help="containers with this label")
+    one.add_argument("--network", metavar="N", default="", help="containers of this network")
+    one.add_argument("--compose", metavar="PROJECT", default="", help="containers of this compose project")
+    one.add_argument("--follow", action="store_true", help="also those that start later")
+    one = _sub(inner, common, "detach", "end the recognition in an attached session, and close it; its processes go on")
+    one.add_argument("target", metavar="TARGET", help="session (id, piece or name), or container (name or id)")
     one = _sub(inner, common, "list", "the sessions")
     one.add_argument("--all", action="store_true", help="closed ones, too")
     one.add_argument("--tenant", metavar="T", default="", help="of this tenant (id or name)")

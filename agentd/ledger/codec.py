@@ -30,6 +30,7 @@ from controller.model import (
     Limits,
     Outcome,
     Reason,
+    Recognition,
     SessionId,
     SessionView,
     TenantId,
@@ -44,10 +45,10 @@ USAGE: Final = tuple(f.name for f in fields(Usage))
 SAMPLED: Final = tuple(f.name for f in fields(Sample) if f.name not in ("call_id", "at", "state"))
 
 TENANT: Final = ("id", "name", "priority", "limits")
-SESSION: Final = ("id", "tenant_id", "name", "uid", "opened_at", "closed_at", "labels")
+SESSION: Final = ("id", "tenant_id", "name", "uid", "opened_at", "closed_at", "labels", "container", "rules")
 BEGUN: Final = (
     *("id", "tenant_id", "session_id", "parent_id", "command", "tool", "call_class", "intent", "grant", "priority"),
-    *("enforced", "state", "begun_at", "held_since", "held_seconds", "brakes", "cgroup", *USAGE),
+    *("enforced", "state", "begun_at", "held_since", "held_seconds", "brakes", "cgroup", "recognition", *USAGE),
 )
 OUTCOME: Final = ("ended_at", "reason", "wait_status", "wall_seconds", "leftovers", "summary", "suggestions")
 ENDED: Final = (*BEGUN, *OUTCOME)
@@ -76,6 +77,7 @@ _Odd = Literal["inf", "-inf", "nan"]
 _intent = msgspec.json.Decoder(Intent)
 _grant = msgspec.json.Decoder(Grant)
 _limits = msgspec.json.Decoder(Limits)
+_recognition = msgspec.json.Decoder(Recognition)
 _labels = msgspec.json.Decoder(dict[str, str])
 _suggestions = msgspec.json.Decoder(tuple[str, ...])
 _evidence = msgspec.json.Decoder(dict[str, float | _Odd])
@@ -94,6 +96,8 @@ def session_row(session: SessionView) -> Row:
         session.opened_at,
         session.closed_at,
         _json(session.labels),
+        _text(session.container),
+        _text(session.rules),
     )
 
 
@@ -173,6 +177,8 @@ def session(row: sqlite3.Row, path: Path) -> SessionView:
             opened_at=row["opened_at"],
             closed_at=row["closed_at"],
             labels=_labels.decode(row["labels"]),
+            container=row["container"],
+            rules=row["rules"],
         )
     except (msgspec.DecodeError, ControllerError) as err:
         _damaged(path, "sessions", row["id"], err)
@@ -213,6 +219,7 @@ def call(row: sqlite3.Row, decisions: Sequence[Decision], path: Path) -> CallVie
             brakes=row["brakes"],
             usage=usage,
             cgroup=row["cgroup"],
+            recognition=None if row["recognition"] is None else _recognition.decode(row["recognition"]),
             outcome=outcome,
         )
     except (msgspec.DecodeError, ControllerError, ValueError, TypeError) as err:
@@ -266,6 +273,7 @@ def _call_row(call: CallView, state: CallState, held_since: float | None, held_s
         held_seconds,
         call.brakes,
         _text(call.cgroup),
+        None if call.recognition is None else _json(call.recognition),
         *(None if number is None else min(number, _INT64_MAX) for number in _usage_values(usage)),
     )
 

@@ -22,6 +22,7 @@ class GroupKind(StrEnum):
     SESSION = "session"
     AGENT = "agent"
     LEFT = "left"
+    WAIT = "wait"
     CALLS = "calls"
     CALL = "call"
 

@@ -200,6 +200,10 @@ class Tree:
     def left(self, tenant_id: TenantId, session_id: SessionId) -> Group:
         return self._of_session(GroupKind.LEFT, "/left", tenant_id, session_id)
 
+    def wait(self, tenant_id: TenantId, session_id: SessionId) -> Group:
+        """Where recognised calls are frozen until it is their turn."""
+        return self._of_session(GroupKind.WAIT, "/wait", tenant_id, session_id)
+
     def calls(self, tenant_id: TenantId, session_id: SessionId) -> Group:
         """The inner node above a session's calls; made with the first of them."""
         return self._of_session(GroupKind.CALLS, "/calls", tenant_id, session_id)
@@ -272,6 +276,8 @@ class Tree:
                 return self.agent(TenantId(tenant), SessionId(session))
             case [tenant, session, "left"] if _is(tenant, "t") and _is(session, "s"):
                 return self.left(TenantId(tenant), SessionId(session))
+            case [tenant, session, "wait"] if _is(tenant, "t") and _is(session, "s"):
+                return self.wait(TenantId(tenant), SessionId(session))
             case [tenant, session, "calls"] if _is(tenant, "t") and _is(session, "s"):
                 return self.calls(TenantId(tenant), SessionId(session))
             case [tenant, session, "calls", call] if _is(tenant, "t") and _is(session, "s") and _is(call, "c"):

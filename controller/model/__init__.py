@@ -38,7 +38,16 @@ from controller.model.intent import EgressRule, Intent, Network, OnPressure, che
 from controller.model.limits import UNLIMITED, Limits, Tripwire
 from controller.model.outcome import Action, Decision, Outcome, Reason
 from controller.model.squeeze import Squeeze, squeezed
-from controller.model.state import CallState, CallView, Grant, HostView, SessionView, Snapshot, TenantView
+from controller.model.state import (
+    CallState,
+    CallView,
+    Grant,
+    HostView,
+    Recognition,
+    SessionView,
+    Snapshot,
+    TenantView,
+)
 from controller.model.usage import Usage
 
 __all__ = [
@@ -71,6 +80,7 @@ __all__ = [
     "OnPressure",
     "Outcome",
     "Reason",
+    "Recognition",
     "Refused",
     "Resource",
     "SavedBudgets",

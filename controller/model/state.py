@@ -46,6 +46,17 @@ class TenantView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recognition:
+    """Of a call that was recognised, not declared: what it had done before it was placed in its leaf. Seconds, CPU
+    microseconds, and bytes that stay charged to the agent (None: not known)."""
+
+    rule: str
+    seconds_before: float
+    cpu_usec_before: int
+    memory_before: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
     id: SessionId
     tenant_id: TenantId
@@ -56,6 +67,8 @@ class SessionView:
     labels: dict[str, str]
     budgets: tuple[Budget, ...] = ()  # its own stocks; its tenant's count as well
     turns: Turns | None = None  # None: no turn was reported
+    container: str = ""  # its id, where it is one
+    rules: str = ""  # by which its calls are recognised; "": they are not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +90,7 @@ class CallView:
     usage: Usage
     cgroup: str  # path of its leaf below the hierarchy's mount, "" observe-only
     outcome: Outcome | None = None
+    recognition: Recognition | None = None
     squeeze: Squeeze | None = None  # what is in force of it
 
 

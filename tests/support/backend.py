@@ -64,6 +64,7 @@ class RecordingBackend:
         self.tenant_use: dict[TenantId, int] = {}
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.entered: list[tuple[SessionId, int]] = []
+        self.waiting: list[int] = []
         self.left: list[int] = []
         self.found = Found()
         self.fail_place: CgroupError | None = None
@@ -101,6 +102,16 @@ class RecordingBackend:
 
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self.entered.append((session_id, pid))
+
+    def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
+        self.waiting.append(pid)
+        return self.enforces
+
+    def held_processes(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        return tuple(self.waiting)
+
+    def agent_pids(self, tenant_id: TenantId, session_id: SessionId) -> Sequence[int]:
+        return [pid for session, pid in self.entered if session == session_id]
 
     def session_pids(self, tenant_id: TenantId, session_id: SessionId) -> int:
         return len(self.left)

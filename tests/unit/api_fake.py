@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agentd.api.attached import Selector
 from agentd.api.identity import OPERATOR, tenant_principal
 from agentd.api.listen import Listener, UnixListener
 from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage
@@ -122,6 +123,27 @@ class Feature:
     detail: str
     cost: str
     remedy: str
+
+
+class FakeAttach:
+    """Attaches what it is told to, and says so to the host's ``asked``."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self._host = host
+
+    def process(self, *, tenant: str, name: str, labels: Mapping[str, str], pid: int, rules: str) -> SessionView:
+        self._host.asked.append(("attach", tenant, name, dict(labels), pid, rules))
+        return self._host.add_session(tenant)[0]
+
+    async def containers(
+        self, *, tenant: str, name: str, labels: Mapping[str, str], selector: Selector, rules: str
+    ) -> Sequence[SessionView]:
+        self._host.asked.append(("attach", tenant, name, dict(labels), selector, rules))
+        return [self._host.add_session(tenant)[0]]
+
+    async def detach(self, target: str) -> Sequence[SessionId]:
+        self._host.asked.append(("detach", target))
+        return [SessionId("s-0000000000000001")]
 
 
 class FakeHost:
@@ -339,6 +361,7 @@ async def serve(
         history,
         features=features,
         tenant_uids=lambda tenant: uids.get(tenant, frozenset()),
+        attach=FakeAttach(host),
         version="1.2.3",
         limits=limits,
     )

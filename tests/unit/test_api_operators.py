@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from agentd.api.attached import Selector
 from agentd.api.client import BadRequest, NoSuchObject, NotPermitted, connect
 from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage, SampleView
 from agentd.api.validate import MAX_HISTORY
@@ -319,3 +320,28 @@ async def test_a_watcher_that_goes_while_its_window_is_full_is_forgotten(served:
             await asyncio.sleep(0)
     async with asyncio.timeout(30):
         await _until_nobody_listens(served)
+
+
+async def test_what_may_be_attached_is_checked(served: Served) -> None:
+    wrong = {
+        "a process or containers": pb.AttachRequest(tenant="acme"),
+        "and not both": pb.AttachRequest(tenant="acme", pid=5, containers=pb.ContainerSelector(name="x")),
+        "cannot name a tenant": pb.AttachRequest(tenant="../x", pid=5),
+        "no process that can be moved": pb.AttachRequest(tenant="acme", pid=1),
+        "match every container": pb.AttachRequest(tenant="acme", containers=pb.ContainerSelector(follow=True)),
+        "not printable": pb.AttachRequest(tenant="acme", containers=pb.ContainerSelector(name="a\nb")),
+        "give at most 16": pb.AttachRequest(tenant="acme", containers=pb.ContainerSelector(labels=["x"] * 17)),
+    }
+    async with connect(served.operator) as api:
+        for cause, request in wrong.items():
+            with pytest.raises(BadRequest, match=cause):
+                await api.call(api.operator.Attach, request)
+        with pytest.raises(BadRequest, match="is empty"):
+            await api.call(api.operator.Detach, pb.DetachRequest())
+        assert served.host.asked == []
+        selector = pb.ContainerSelector(labels=["role=agent"], compose_project="p", follow=True)
+        request = pb.AttachRequest(tenant="acme", name="n", rules="codex", containers=selector)
+        [session] = (await api.call(api.operator.Attach, request)).sessions
+        assert session.tenant_id
+    asked = Selector(labels=("role=agent",), project="p", follow=True)
+    assert served.host.asked == [("attach", "acme", "n", {}, asked, "codex")]

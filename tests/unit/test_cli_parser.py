@@ -27,6 +27,11 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
         {"session": "s-1", "argv": ["--", "ls", "-l", "--json"]},
     ),
     "session close": ("session close coder --kill", {"session": "coder", "kill": True}),
+    "session attach": (
+        "session attach --tenant acme --container box --label a=b --label c --follow --rules codex",
+        {"tenant": "acme", "container": "box", "label": ["a=b", "c"], "follow": True, "rules": "codex", "pid": None},
+    ),
+    "session detach": ("session detach box", {"target": "box"}),
     "session list": ("session list --all --tenant acme", {"all": True, "tenant": "acme"}),
     "ps": (
         "ps --all --tenant t --session s --state braked --sort memory -r --json",

@@ -24,7 +24,7 @@ def connector(what: int, *numbers: int) -> bytes:
 def test_events_of_the_connector() -> None:
     assert decode(connector(1, 10, 11, 12, 13)) == ProcEvent(Kind.FORK, 1_000, 10, 11, 12, 13)
     assert decode(connector(2, 10, 11)) == ProcEvent(Kind.EXEC, 1_000, 10, 11, 0, 0)
-    assert decode(connector(0x8000_0000, 10, 11, 9, 17)) == ProcEvent(Kind.EXIT, 1_000, 10, 11, 0, 0)
+    assert decode(connector(0x8000_0000, 10, 11, 9, 17)) == ProcEvent(Kind.EXIT, 1_000, 10, 11, 0, 0, status=9)
     for other in (0, 4, 0x40, 0x200, 0x4000_0000):
         assert decode(connector(other, 1, 2)) is None
     assert decode(connector(1, 10, 11, 12, 13)[:60]) is None

@@ -1,0 +1,1 @@
+"""Tool calls recognised without a wrapper: rules (data), a state machine (pure), and what places them."""
