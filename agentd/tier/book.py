@@ -59,6 +59,8 @@ class Entry:
     keep_until: float | None = None  # monotonic
     last_used: float = 0.0  # monotonic
     waited: float = 0.0  # seconds that its turns waited for KV that had been put out
+    waiting: bool = False  # a turn of it waits for a slot
+    restored_at: float = 0.0  # monotonic
     restored_unseen: bool = False  # restored, and no turn has run since: the engine shows no tokens yet
     empty_looks: int = 0  # readings in a row that showed nothing in its slot
     reported: bool = False  # its turns are told; else they are guessed from what its slot holds
@@ -201,6 +203,12 @@ class Book:
             entry.cancel_timer()
             self._entries.pop(entry.key, None)
         return list(gone.values())
+
+    def forget_engine(self, engine: str) -> None:
+        for entry in self.of_engine(engine):
+            entry.cancel_timer()
+            self._entries.pop(entry.key, None)
+            self._of_session.get(entry.session_id, {}).pop((engine, entry.conversation), None)
 
     def slots(self, engine: str) -> dict[int, Entry]:
         """Who has which slot of a llama.cpp server."""

@@ -16,19 +16,32 @@ from typing import Any, Final
 
 import structlog
 
-from agentd.tier.book import PLACE, Book, Entry
-from agentd.tier.costs import Durations, EngineCosts
+from agentd.config import EngineSection
+from agentd.tier.book import Book, Entry
+from agentd.tier.costs import Durations
 from agentd.tier.effects import KvEffects, Record
 from agentd.tier.engines import EngineWatch
 from agentd.tier.moves import Moves
+from agentd.tier.sight import Sight, policy_of
 from controller.model import CallId, CallState, CallView, SessionId, TenantId
 from gpu.engines import Capability
 from gpu.ledger import Closed, PauseBegun, PauseEnded, PauseRecord, Residency
-from gpu.policy import HostHint, KvAction, KvDecision, KvPolicy, Pause, Tier, evict, policy_named
+from gpu.policy import (
+    Defaults,
+    HostHint,
+    KvAction,
+    KvDecision,
+    KvPolicy,
+    Restore,
+    Tier,
+    evict,
+)
 
 _log: Final = structlog.get_logger("corral.kv")
 
 _SLOT: Final = "slot:"
+_MARGIN: Final = 0.1  # seconds before an expected end at which KV is back
+_STAYS: Final = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +65,17 @@ class Coordinator:
         record: Record,
         *,
         on_hints: Callable[[str, tuple[HostHint, ...]], None] = lambda engine, hints: None,
-        policies: Callable[[str], KvPolicy] = policy_named,
+        policies: Callable[[EngineSection], KvPolicy] = policy_of,
     ) -> None:
         self._watches = watches
         self._record = record
         self._on_hints = on_hints
-        self._policies = policies
         self.book = Book(on_switch=lambda entry, switch: record.switched(switch), on_pause=self._paused)
         self.durations = Durations()
         self.pauses: dict[str, PauseTotals] = {}  # by engine
-        self._costs: dict[str, EngineCosts] = {}
-        self.moves = Moves(self.book, effects, record, watches.get, self.costs)
+        self.sight = Sight(self.book, watches, policies)
+        self.moves = Moves(self.book, effects, record, watches.get, self.sight.costs)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._made: dict[str, KvPolicy] = {}
         self._pressing: set[str] = set()  # engines for which room is being made
 
     # --- what the owner tells ----------------------------------------------------------------------------------------
@@ -121,18 +132,25 @@ class Coordinator:
         for entry in entries:
             if entry.paused and entry.timer is None and entry.kv.residency is Residency.OFFLOADED:
                 self._plan_return(entry)
-        policy = self._policy(watch)
-        tier = self.tier(watch)
-        pauses = [self.pause(entry) for entry in entries if entry.paused]
+        policy = self.sight.policy(watch)
+        tier = self.sight.tier(watch)
+        pauses = [self.sight.pause(entry) for entry in entries if entry.paused]
         self._on_hints(watch.name, policy.hints(pauses, tier))
-        need = tier.used - int(watch.section.pressure * tier.capacity)
-        if need > 0 and tier.capacity and watch.name not in self._pressing:
+        need = tier.used + tier.waiting_tokens - int(watch.section.pressure * tier.capacity)
+        # of slots each is its owner's alone: room is made when a turn needs one (make_room)
+        slots = self.moves.has_slots(watch.name)
+        if need > 0 and tier.capacity and not slots and watch.name not in self._pressing:
             self._pressing.add(watch.name)
             self._spawn(self._relieve(watch, need))
 
     def restarted(self, watch: EngineWatch) -> None:
         for entry in self.book.of_engine(watch.name):
             self.moves.lost(entry, "the engine was restarted")
+
+    def engine_gone(self, engine: str) -> None:
+        """It left the configuration: nothing of it is followed any more."""
+        self.sight.forget_engine(engine)
+        self.book.forget_engine(engine)
 
     async def stop(self) -> None:
         """Acts under way are given up; the engines keep what they have."""
@@ -194,84 +212,21 @@ class Coordinator:
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
-    def costs(self, engine: str) -> EngineCosts:
-        found = self._costs.get(engine)
-        if found is None:
-            found = self._costs[engine] = EngineCosts(self._watches[engine].section)
-        return found
-
-    def forget_engine(self, engine: str) -> None:
-        """It left the configuration, or changed there. What it held is no longer followed."""
-        self._costs.pop(engine, None)
-
-    def pause(self, entry: Entry) -> Pause:
-        since = entry.paused_since
-        return Pause(
-            session=entry.key,
-            tokens=entry.kv.tokens,
-            elapsed=0.0 if since is None else max(0.0, time.monotonic() - since),
-            expected=entry.expected,
-            durations=entry.durations,
-            last_used=entry.last_used,
-            where=PLACE[entry.kv.residency],
-            waited=entry.waited,
-        )
-
-    def tier(self, watch: EngineWatch) -> Tier:
-        """The engine as its policy sees it, from the last reading and the book."""
-        costs = self.costs(watch.name)
-        entries = self.book.of_engine(watch.name)
-        resident = sum(entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT)
-        metrics = watch.reading.metrics if watch.reading is not None else None
-        capacity = (metrics.kv_total_tokens if metrics is not None else None) or (
-            watch.info.kv_tokens if watch.info is not None else None
-        )
-        used = metrics.kv_used_tokens if metrics is not None else None
-        offloads = watch.can(Capability.OFFLOAD) and watch.can(Capability.RESTORE)
-        size = next((entry.kv.bytes_per_token for entry in entries if entry.bytes_known), None)
-        if size is None:
-            size = (watch.info.kv_bytes_per_token if watch.info is not None else None) or 1
-        return Tier(
-            bytes_per_token=size,
-            capacity=capacity or 0,
-            # what the engine shows lags behind what was just restored, and holds what is not ours
-            used=max(resident, used or 0),
-            running_tokens=sum(
-                entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT and not entry.paused
-            ),
-            forward=costs.forward,
-            swap=costs.swap if offloads else None,
-            offload_free=max(0, watch.section.offload_budget - self.book.saved_bytes(watch.name)) if offloads else 0,
-            queueing=costs.queueing,
-            paused=[self.pause(entry) for entry in entries if entry.paused],
-        )
-
-    def _policy(self, watch: EngineWatch) -> KvPolicy:
-        name = watch.section.policy
-        found = self._made.get(name)
-        if found is None:
-            found = self._made[name] = self._policies(name)
-        return found
-
-    def _acting(self, entry: Entry) -> EngineWatch | None:
-        watch = self._watches.get(entry.engine)
-        return watch if watch is not None and watch.acts else None
-
     async def _at_pause(self, entry: Entry) -> None:
         async with entry.lock:
-            watch = self._acting(entry)
+            watch = self.sight.acting(entry)
             if watch is None or not self._may_move(entry):
                 return
-            policy = self._policy(watch)
-            await self._carry_out(entry, policy, policy.at_pause(self.pause(entry), self.tier(watch)))
+            policy = self.sight.policy(watch)
+            await self._carry_out(entry, policy, policy.at_pause(self.sight.pause(entry), self.sight.tier(watch)))
 
     async def _expired(self, entry: Entry) -> None:
         async with entry.lock:
-            watch = self._acting(entry)
+            watch = self.sight.acting(entry)
             if watch is None or not self._may_move(entry):
                 return
-            policy = self._policy(watch)
-            await self._carry_out(entry, policy, policy.expired(self.pause(entry), self.tier(watch)))
+            policy = self.sight.policy(watch)
+            await self._carry_out(entry, policy, policy.expired(self.sight.pause(entry), self.sight.tier(watch)))
 
     @staticmethod
     def _may_move(entry: Entry) -> bool:
@@ -289,50 +244,70 @@ class Coordinator:
                     if entry.paused:
                         self._plan_return(entry)
                     else:  # the call ended while its KV moved
-                        await self._restore(entry, policy, "its tool call has ended", {})
+                        await self.moves.restore(entry, policy.name, "its tool call has ended", {})
             case KvAction.DROP:
                 await self.moves.drop(entry, policy.name, decision.why, decision.evidence)
 
     # --- coming back -------------------------------------------------------------------------------------------------
 
+    def _return(self, entry: Entry, policy: KvPolicy, tier: Tier) -> Restore | None:
+        """When to fetch offloaded KV. A policy without a rule of its own fetches it just before the declared end, where
+        there is room for it; None: when the call has ended."""
+        pause = self.sight.pause(entry)
+        restore = policy.before_return(pause, tier)
+        if restore is not None or not isinstance(policy, Defaults) or entry.expected is None or tier.swap is None:
+            return restore
+        room = tier.used + tier.waiting_tokens + entry.kv.tokens <= tier.capacity
+        left = entry.expected - pause.elapsed
+        if left <= 0 or not room:
+            return None
+        move = tier.swap.seconds(entry.bytes or entry.kv.tokens)
+        return Restore(
+            session=entry.key,
+            after=max(0.0, left - 2 * move - _MARGIN),
+            why="its declared end is near",
+            evidence={"declared_seconds": entry.expected, "elapsed_seconds": pause.elapsed},
+        )
+
     def _plan_return(self, entry: Entry) -> None:
-        watch = self._acting(entry)
+        watch = self.sight.acting(entry)
         if watch is None:
             return
-        restore = self._policy(watch).before_return(self.pause(entry), self.tier(watch))
+        restore = self._return(entry, self.sight.policy(watch), self.sight.tier(watch))
         if restore is not None:
             self._later(entry, restore.after, self._ahead)
 
     async def _ahead(self, entry: Entry) -> None:
         async with entry.lock:
-            watch = self._acting(entry)
+            watch = self.sight.acting(entry)
             if watch is None or not entry.paused or entry.kv.residency is not Residency.OFFLOADED:
                 return
-            policy = self._policy(watch)
-            restore = policy.before_return(self.pause(entry), self.tier(watch))
-            if restore is not None and restore.after > 0.05:  # the pool's price has risen since: not yet
+            policy = self.sight.policy(watch)
+            restore = self._return(entry, policy, self.sight.tier(watch))
+            if restore is not None and restore.after > _MARGIN:  # the pool's price has risen since: not yet
                 self._later(entry, restore.after, self._ahead)
             elif restore is not None:
-                await self._restore(
-                    entry, policy, f"ahead of the end of its tool call: {restore.why}", restore.evidence
-                )
+                why = f"ahead of the end of its tool call: {restore.why}"
+                await self.moves.restore(entry, policy.name, why, restore.evidence)
 
     async def _at_return(self, entry: Entry) -> None:
         async with entry.lock:
-            watch = self._acting(entry)
+            watch = self.sight.acting(entry)
             if watch is not None and not entry.paused and entry.kv.residency is Residency.OFFLOADED:
-                await self._restore(entry, self._policy(watch), "its tool call has ended", {})
-
-    async def _restore(self, entry: Entry, policy: KvPolicy, why: str, evidence: Mapping[str, float]) -> bool:
-        return await self.moves.restore(entry, policy.name, why, evidence)
+                await self.moves.restore(entry, self.sight.policy(watch).name, "its tool call has ended", {})
 
     # --- room --------------------------------------------------------------------------------------------------------
 
     async def _relieve(self, watch: EngineWatch, need: int) -> None:
         try:
-            policy = self._policy(watch)
-            pauses = {e.key: e for e in self.book.of_engine(watch.name) if e.paused and not e.turns}
-            wanted = policy.under_pressure([self.pause(e) for e in pauses.values()], self.tier(watch), need)
+            policy = self.sight.policy(watch)
+            since = (
+                time.monotonic() - _STAYS
+            )  # what has just come back stays for a moment: moves must not chase each other
+            pauses = {
+                e.key: e for e in self.book.of_engine(watch.name) if e.paused and not e.turns and e.restored_at < since
+            }
+            wanted = policy.under_pressure([self.sight.pause(e) for e in pauses.values()], self.sight.tier(watch), need)
             for decision in wanted:
                 entry = pauses.get(decision.session)
                 if entry is not None:
@@ -345,7 +320,7 @@ class Coordinator:
     async def make_room(self, watch: EngineWatch, guest: Entry) -> bool:
         """One slot of a llama.cpp server for ``guest``: a paused conversation's by the policy's order, else that of one
         that idles, the longest unused first. False: every slot is in use, or its owner cannot be moved."""
-        policy = self._policy(watch)
+        policy = self.sight.policy(watch)
         for entry in self.book.slots(watch.name).values():
             if entry is not guest and entry.kv.residency is not Residency.RESIDENT and self._idle(entry):
                 entry.slot = None  # it holds nothing there
@@ -355,14 +330,17 @@ class Coordinator:
             for entry in self.book.slots(watch.name).values()
             if entry is not guest and self._idle(entry)
         }
-        paused = [self.pause(entry) for entry in idle.values() if entry.paused]
+        paused = [self.sight.pause(entry) for entry in idle.values() if entry.paused]
         need = max(1, guest.kv.tokens)
-        order = list(policy.under_pressure(paused, self.tier(watch), need))
+        order = list(policy.under_pressure(paused, self.sight.tier(watch), need))
         rest = sorted((e for e in idle.values() if not e.paused), key=lambda e: e.last_used)
         named = {decision.session for decision in order}
         rest += sorted((e for e in idle.values() if e.paused and e.key not in named), key=lambda e: e.last_used)
         order += evict(
-            [self.pause(e) for e in rest], self.tier(watch), 1 << 62, "another conversation's turn needs the slot"
+            [self.sight.pause(e) for e in rest],
+            self.sight.tier(watch),
+            1 << 62,
+            "another conversation's turn needs the slot",
         )
         for decision in order:
             entry = idle[decision.session]

@@ -123,7 +123,7 @@ class Moves:
         self._costs_of(entry.engine).moved(moved)
         event = Restored(at_nsec=self._book.now, why=why, tokens=moved.tokens, bytes=moved.bytes, seconds=moved.seconds)
         self._book.apply(entry, event)
-        entry.restored_unseen = True
+        entry.restored_unseen, entry.restored_at = True, time.monotonic()
         entry.empty_looks = 0
         self.forget_copy(entry)
         self._decided(entry, Action.RESTORE, policy, why, {**evidence, "move_seconds": moved.seconds})

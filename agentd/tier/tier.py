@@ -117,7 +117,10 @@ class Tier:
         for name in [n for n, watch in self.watches.items() if config.engines.get(n) != watch.section]:
             watch = self.watches.pop(name)
             await watch.stop()
-            self.coordinator.forget_engine(name)
+            if name in config.engines:
+                self.coordinator.sight.forget_engine(name)
+            else:
+                self.coordinator.engine_gone(name)
         each = share / max(1, len(config.engines))
         for name, section in config.engines.items():
             if name in self.watches:

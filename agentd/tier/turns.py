@@ -87,8 +87,12 @@ class Turns:
             if entry.slot is not None:
                 return
             freed = moves.freed
-            if not await self._coordinator.make_room(watch, entry):
-                await freed.wait()
+            entry.waiting = True
+            try:
+                if not await self._coordinator.make_room(watch, entry):
+                    await freed.wait()
+            finally:
+                entry.waiting = False
 
     def gave_up(self, session_id: SessionId, engine: str, conversation: str) -> None:
         """The turn never ran, or nothing is known of how it went."""
@@ -118,7 +122,7 @@ class Turns:
         entry.turns = max(0, entry.turns - 1)
         entry.reported, entry.restored_unseen, entry.empty_looks = True, False, 0
         entry.last_used = time.monotonic()
-        costs = self._coordinator.costs(facts.engine)
+        costs = self._coordinator.sight.costs(facts.engine)
         if facts.prefill is not None:
             costs.prefilled(computed, facts.prefill)
             if facts.first_token is not None:
