@@ -109,7 +109,8 @@ class Meter:
         self._words = _DELTA if path.endswith("/responses") else _CHAT if "/chat/" in path else _TEXT
         self.began: Final = began
         self.counts: Final = Counts()
-        self.first: float | None = None
+        self.first: float | None = None  # an event with words in it
+        self._any: float | None = None  # an event
         self.events = 0  # with words in them: for a turn whose end was never seen, about its tokens
         self.gap_seconds = 0.0
         self._last = 0.0
@@ -117,6 +118,8 @@ class Meter:
 
     def event(self, event: bytes, now: float) -> bool:
         """One event of a stream; whether it tells counts and nothing else."""
+        if self._any is None:
+            self._any = now - self.began
         if self._words.search(event) is not None:
             self.events += 1
             if self.first is None:
@@ -132,6 +135,11 @@ class Meter:
             return False
         answer = self.counts.read(data_of(event))
         return answer is not None and answer.usage is not None and answer.choices == []
+
+    @property
+    def first_token(self) -> float | None:
+        """Tokens may have no words (half a character, a tool's name): then an answer's first event is what there is."""
+        return self._any if self.first is None and self.counts.generated else self.first
 
     @property
     def gaps(self) -> tuple[int, ...]:

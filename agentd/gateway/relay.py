@@ -220,7 +220,7 @@ class _Turn:
             status=self.status,
             seconds=now - meter.began,
             queued=self._queued,
-            first_token=meter.first,
+            first_token=meter.first_token,
             prompt=self._size // _BYTES_PER_TOKEN if guess else counts.prompt,
             cached=counts.cached,
             generated=meter.events if guess else counts.generated,

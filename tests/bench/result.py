@@ -21,19 +21,35 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One key of the summary. ``value`` None: could not be measured, a note says why. ``at_most`` None: no target."""
+    """One key of the summary. ``value`` None: could not be measured, a note says why.
+
+    ``at_most`` and ``at_least`` None: no such target.
+    """
 
     value: float | None
     unit: str
     at_most: float | None = None
+    at_least: float | None = None
     samples: Sequence[float] = ()  # of which it is a statistic: for the spread in the table
 
     @property
     def met(self) -> bool | None:
         """None where there is no target. A figure that could not be measured does not meet its target."""
-        if self.at_most is None:
+        if self.at_most is None and self.at_least is None:
             return None
-        return self.value is not None and self.value <= self.at_most
+        if self.value is None:
+            return False
+        return not (
+            (self.at_most is not None and self.value > self.at_most)
+            or (self.at_least is not None and self.value < self.at_least)
+        )
+
+    @property
+    def target(self) -> str:
+        """For people."""
+        if self.at_least is not None:
+            return f"≥ {number(self.at_least)}"
+        return "" if self.at_most is None else f"≤ {number(self.at_most)}"
 
 
 @dataclass(slots=True)
@@ -90,6 +106,9 @@ def document(
         "host": host_facts(result.mode) if host is None else host,
         "summary": {key: figure.value for key, figure in result.summary.items()},
         "targets": {key: figure.at_most for key, figure in result.summary.items() if figure.at_most is not None},
+        "targets_at_least": {
+            key: figure.at_least for key, figure in result.summary.items() if figure.at_least is not None
+        },
         "notes": result.notes,
         "rows": result.rows,
     }
@@ -119,12 +138,11 @@ def table(summary: Mapping[str, Figure]) -> list[str]:
     lines = [header]
     for key, figure in summary.items():
         mark = {None: "", True: "✓", False: "✗"}[figure.met]
-        target = "" if figure.at_most is None else f"≤ {number(figure.at_most)}"
         samples = ""
         if figure.samples:
             s = spread(figure.samples)
             values = (s.least, s.p25, s.p50, s.p75, s.p99, s.most)
             samples = f"{s.count}: " + "  ".join(number(v) for v in values)
-        lines.append((key, number(figure.value), figure.unit, target, mark, samples))
+        lines.append((key, number(figure.value), figure.unit, figure.target, mark, samples))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]

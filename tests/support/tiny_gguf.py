@@ -21,6 +21,7 @@ FEED_FORWARD: Final = 512
 CONTEXT: Final = 8192
 HEAD_DIM: Final = WIDTH // HEADS
 KV_BYTES_PER_TOKEN: Final = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+FIRST_LETTER: Final = 3 + 256 + 1  # the tokens from here on are one printable character each
 
 _ALIGN: Final = 32
 _POOL: Final = (
