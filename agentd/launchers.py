@@ -60,7 +60,12 @@ class Launchers:
                 self._host.endings.main_exited(call, wait_status)
             return Ended(reason="")
         outcome = await self._host.end(CallId(call_id), wait_status)
-        return Ended(reason=outcome.reason.value, paragraph=outcome.summary, suggestions=outcome.suggestions)
+        return Ended(
+            reason=outcome.reason.value,
+            paragraph=outcome.summary,
+            suggestions=outcome.suggestions,
+            notes=self._host.parting_notes(outcome.call_id),
+        )
 
     async def hung_up(self, call_id: str) -> None:
         self._host.hung_up(CallId(call_id))

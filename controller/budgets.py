@@ -73,6 +73,12 @@ class BudgetMethods:
         batch (50 ms). Never refuses: it has happened. Ask ``check_budgets`` before a turn."""
         return self.keeper.report_turn(self.registry.session(session_id), turn)
 
+    def parting_notes(self, call_id: CallId) -> tuple[str, ...]:
+        """What the agent of a call that has just ended should know of budgets; each step down is told once."""
+        ended = self.registry.ended(call_id)
+        session = self.registry.sessions.get(ended.session_id) if ended is not None else None
+        return self.keeper.parting_notes(session) if session is not None else ()
+
     def set_budget(self, target: str, rule: BudgetRule) -> tuple[Budget, ...]:
         """By an operator; all stocks of the target then. ``target``: id of a session or tenant, or a tenant's name."""
         found = self.control.find(target)

@@ -312,6 +312,7 @@ class Connection:
                     reason=ended.reason,
                     paragraph=ended.paragraph[:_MAX_ANSWER],
                     suggestions=tuple(text[:400] for text in ended.suggestions),
+                    notes=tuple(note[:400] for note in ended.notes),
                 )
             )
         self._task = None

@@ -18,11 +18,13 @@ class Granted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a call ended: the reason's code, and the paragraph for the agent ("" where nothing was done to it)."""
+    """How a call ended: the reason's code, the paragraph for the agent ("" where nothing was done to it), and ``notes``
+    on what else it should know: budgets that are low."""
 
     reason: str
     paragraph: str = ""
     suggestions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Link(Protocol):

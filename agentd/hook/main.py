@@ -118,7 +118,19 @@ def after(event: Event, environment: Mapping[str, str]) -> dict[str, Any] | None
 
 
 def told(outcome: dict[str, Any], response: object) -> str:
-    """What the model should know; "" where nothing was done to the command."""
+    """What the model should know: what was done to the command, and which budgets are low; "" where that is nothing."""
+    import json
+
+    notes = [text for text in outcome.get("notes") or () if isinstance(text, str)]
+    if not notes and not outcome.get("message"):
+        return ""  # most commands: their answers may be long
+    said = json.dumps(response)
+    # corral-exec prints one on stderr where the command began so low
+    budgets = " ".join(f"Corral: {note}." for note in notes if json.dumps(note)[1:-1] not in said)
+    return " ".join(text for text in (_happened(outcome, said), budgets) if text)
+
+
+def _happened(outcome: dict[str, Any], said: str) -> str:
     import json
 
     message = outcome.get("message")
@@ -131,7 +143,7 @@ def told(outcome: dict[str, Any], response: object) -> str:
         return f"Corral could not start this command: {message}"
     head = f"Corral, tool call {outcome.get('call_id')}, reason {outcome.get('reason')}: "
     # corral-exec has printed the paragraph on stderr, too: a model that was shown it need not read it twice
-    seen = json.dumps(message)[1:-1] in json.dumps(response)
+    seen = json.dumps(message)[1:-1] in said
     return head + ("see the line of the output that begins with 'corral:'." if seen else message)
 
 

@@ -8,12 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A pipe that nobody reads yet takes 64 KiB: a shorter text can never hold a call's end back. The longest: a message and
- * the suggestions, each byte of them a \uXXXX. */
+/* A pipe that nobody reads yet takes 64 KiB: a shorter text can never hold a call's end back. The longest: a message, the
+ * suggestions and the notes, each byte of them a \uXXXX. */
 #define TEXT_MAX 60000
 #define MESSAGE_MOST 6000 /* bytes */
 #define SUGGESTIONS_MOST 8
 #define SUGGESTION_MOST 400 /* bytes */
+#define NOTES_MOST 2
+#define NOTE_MOST 300 /* bytes */
 
 static int out_fd = -1;
 static const char *out_file;
@@ -123,11 +125,28 @@ static void finish(void)
 	}
 }
 
-void tell_ended(const char *call, int status, const struct wire_in *outcome)
+static void put_list(const char *key, const struct wire_in *in, unsigned int tag, int most, size_t bytes)
 {
-	struct wire_in fields;
+	struct wire_in fields = *in;
 	struct wire_field field;
 	int count = 0;
+
+	put(",\"");
+	put(key);
+	put("\":[");
+	while (wire_next(&fields, &field) == 1 && count < most) {
+		if (field.tag != tag)
+			continue;
+		if (count++)
+			put(",");
+		put_string(field.data, field.length, bytes);
+	}
+	put("]");
+}
+
+void tell_ended(const char *call, int status, const struct wire_in *outcome)
+{
+	struct wire_field field;
 
 	if (!tell_wanted() || told)
 		return;
@@ -139,16 +158,8 @@ void tell_ended(const char *call, int status, const struct wire_in *outcome)
 			put_field("reason", &field);
 		if (wire_find(outcome, TAG_MESSAGE, &field))
 			put_field("message", &field);
-		put(",\"suggestions\":[");
-		fields = *outcome;
-		while (wire_next(&fields, &field) == 1 && count < SUGGESTIONS_MOST) {
-			if (field.tag != TAG_SUGGESTION)
-				continue;
-			if (count++)
-				put(",");
-			put_string(field.data, field.length, SUGGESTION_MOST);
-		}
-		put("]");
+		put_list("suggestions", outcome, TAG_SUGGESTION, SUGGESTIONS_MOST, SUGGESTION_MOST);
+		put_list("notes", outcome, TAG_NOTE, NOTES_MOST, NOTE_MOST);
 	}
 	finish();
 }

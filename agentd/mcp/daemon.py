@@ -36,7 +36,11 @@ class Daemon:
         from agentd.proto.corral.v1 import corral_pb2 as pb
 
         reply = self._ask(lambda api: api.call(api.agent.GetBudget, pb.GetBudgetRequest(), timeout=ANSWER_WITHIN))
-        return [plain(budget) for budget in reply.budgets]
+        budgets = [plain(budget) for budget in reply.budgets]
+        for budget in budgets:
+            if budget["band"] == "unspecified":  # a ceiling
+                del budget["band"]
+        return budgets
 
     def outcome(self, call_id: str) -> corral_pb2.Outcome:
         from agentd.proto.corral.v1 import corral_pb2 as pb
@@ -123,9 +127,13 @@ def _present(api: SyncClient) -> Iterator[corral_pb2.Call]:
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """Every scalar field of a message, so that what newer daemons say is passed on."""
+    """Every scalar field of a message, so that what newer daemons say is passed on. Enums as words."""
+    from agentd.cli.plain import enum_word
+
     return {
         field.name: getattr(message, field.name)
+        if field.enum_type is None
+        else enum_word(field, getattr(message, field.name))
         for field in message.DESCRIPTOR.fields
         if field.message_type is None
         and not field.is_repeated

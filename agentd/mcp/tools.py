@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 from agentd.hook.state import INTENT_AGE, State, StateError
 from agentd.mcp.daemon import Daemon
 from agentd.mcp.protocol import Result, Tool, ToolError
+from controller.budget.words import human_amount
 from controller.model import Intent, InvalidRequest, Network, OnPressure, is_id
 from controller.policy.text import human_bytes, human_seconds
 
@@ -95,7 +97,12 @@ class Tools:
             Tool(
                 name="get_budget",
                 title="What is left to use",
-                description="What this session and its tenant may still use: memory, CPU, processes, calls, and more.",
+                description=(
+                    "What this session and its tenant may still use: ceilings (memory, CPU, processes) and budgets "
+                    "that are used up (CPU time, calls, tokens, money, ...), these with a band: plenty, medium, low "
+                    "or critical. Plan with it: at medium be choosy, at low finish what matters, at critical wrap up. "
+                    "When a hard budget is used up no command starts."
+                ),
                 input_schema={"type": "object", "additionalProperties": False},
                 output_schema=_BUDGET,
                 read_only=True,
@@ -153,7 +160,7 @@ class Tools:
         budgets = self._daemon.budgets()
         if not budgets:
             return Result("Nothing is limited for this session or its tenant.", {"budgets": []})
-        return Result("\n".join(_budget_line(budget) for budget in budgets), {"budgets": budgets})
+        return Result("\n".join(_budget_line(budget, time.time()) for budget in budgets), {"budgets": budgets})
 
     # --- explain_last_call
 
@@ -277,21 +284,21 @@ def _listed(options: Mapping[str, object]) -> str:
     return ", ".join(words)
 
 
-def _budget_line(budget: Mapping[str, Any]) -> str:
+def _budget_line(budget: Mapping[str, Any], now: float) -> str:
+    """A stock with its band and when it is full again; a ceiling with what is free now."""
     resource = str(budget.get("resource", ""))
 
     def shown(key: str) -> str:
         value = budget.get(key)
-        if not isinstance(value, (int, float)):
-            return "unknown"
-        if resource.endswith("_bytes"):
-            return human_bytes(value)
-        if resource.endswith("_seconds"):
-            return human_seconds(value)
-        return f"{value:g}"
+        return human_amount(resource, value) if isinstance(value, (int, float)) else "unknown"
 
-    band = f" ({budget['band']})" if budget.get("band") else ""
-    return f"{budget.get('scope')} {resource}: {shown('remaining')} left of {shown('limit')}{band}"
+    line = f"{budget.get('scope')} {resource}: {shown('remaining')} left of {shown('limit')}"
+    band = budget.get("band")
+    if not band:
+        return line
+    refills_at = budget.get("refills_at")
+    refill = "never full again" if refills_at is None else f"full again in {human_seconds(max(0.0, refills_at - now))}"
+    return f"{line} ({band}, {'hard' if budget.get('hard') else 'soft'}, {refill})"
 
 
 def _explained(outcome: Any) -> Result:

@@ -273,6 +273,7 @@ def _outcome(fields: _Fields, repeated: _Repeated) -> OutcomeReply:
         reason=_text(Tag.REASON, _need(fields, Tag.REASON)),
         paragraph=_text(Tag.MESSAGE, _need(fields, Tag.MESSAGE)),
         suggestions=tuple(_text(Tag.SUGGESTION, text) for text in repeated.get(Tag.SUGGESTION, ())),
+        notes=tuple(_text(Tag.NOTE, note) for note in repeated.get(Tag.NOTE, ())),
     )
 
 
@@ -323,7 +324,7 @@ _DECODERS: Final[dict[int, tuple[frozenset[int], Callable[[_Fields, _Repeated], 
     Type.QUEUED: (frozenset({Tag.ETA, Tag.MESSAGE}), _queued),
     Type.ACTED: (frozenset(), _acted),
     Type.END: (frozenset({Tag.STATUS, Tag.WANT}), _end),
-    Type.OUTCOME: (frozenset({Tag.REASON, Tag.MESSAGE, Tag.SUGGESTION}), _outcome),
+    Type.OUTCOME: (frozenset({Tag.REASON, Tag.MESSAGE, Tag.SUGGESTION, Tag.NOTE}), _outcome),
     Type.RESUME: (frozenset({Tag.CALL}), _resume),
     Type.OPEN: (frozenset({Tag.TENANT, Tag.NAME}), _open),
     Type.OPENED: (frozenset({Tag.SESSION, Tag.TOKEN}), _opened),

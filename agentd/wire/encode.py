@@ -154,6 +154,8 @@ def _from_daemon(message: Grant | Refused | Queued | Acted | OutcomeReply | Open
             out.text(Tag.MESSAGE, message.paragraph)
             for suggestion in message.suggestions[:MAX_SUGGESTIONS]:
                 out.text(Tag.SUGGESTION, suggestion)
+            for note in message.notes[:MAX_NOTES]:
+                out.text(Tag.NOTE, note)
         case Opened():
             out = _Writer(Type.OPENED)
             out.text(Tag.SESSION, message.session)

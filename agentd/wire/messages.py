@@ -138,11 +138,13 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeReply:
-    """``paragraph`` ends with the suggestions in words; ``suggestions`` has them one by one."""
+    """``paragraph`` ends with the suggestions in words; ``suggestions`` has them one by one. ``notes`` are not printed,
+    only told to programs (``--outcome-fd``)."""
 
     reason: str
     paragraph: str
     suggestions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

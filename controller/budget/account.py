@@ -34,13 +34,15 @@ class Stock:
 
 @dataclass(slots=True)
 class Account:
-    """``told``: of a session, how far down its agent was last told that each stock is, by scope and resource."""
+    """``told``: of a session, how far down its agent was last told, with a grant, that each stock is, by scope and
+    resource; ``told_after``: likewise, with an outcome."""
 
     scope: Literal["tenant", "session"]
     stocks: dict[Resource, Stock] = field(default_factory=dict)
     turns: Turns | None = None
     turns_dirty: bool = False
     told: dict[tuple[str, Resource], Level] = field(default_factory=dict)
+    told_after: dict[tuple[str, Resource], Level] = field(default_factory=dict)
 
     def views(self, now: float) -> tuple[Budget, ...]:
         if not self.stocks:

@@ -121,22 +121,12 @@ class Budgets:
 
     def noted(self, session: Session, grant: Grant) -> Grant:
         """The grant, with what its agent should know of budgets: once for each step down."""
-        notes: list[str] = []
-        told = session.account.told
-        for owner in (session.tenant, session):
-            account = owner.account
-            for resource, held in account.stocks.items():
-                key = (account.scope, resource)
-                if held.level < Level.LOW:
-                    told.pop(key, None)
-                elif told.get(key, Level.PLENTY) < held.level:
-                    at = now()
-                    held.refill(at)
-                    told[key] = held.level
-                    if held.level >= Level.LOW:
-                        budget = stocks.view(held.balance, held.rule, account.scope, at)
-                        notes.append(left_words(budget, _whose(owner), held.level, at))
+        notes = _notes(session, session.account.told)
         return replace(grant, notes=(*grant.notes, *notes)) if notes else grant
+
+    def parting_notes(self, session: Session) -> tuple[str, ...]:
+        """Likewise with an outcome, for agents that read what corral-exec tells of it and not its stderr."""
+        return tuple(_notes(session, session.account.told_after))
 
     def begun(self, call: Call) -> None:
         active = self._counts(call)
@@ -346,6 +336,26 @@ class Budgets:
 
     def _write(self, change: BudgetChange) -> None:
         self._shared.journal.budgets_changed(change)
+
+
+def _notes(session: Session, told: dict[tuple[str, Resource], Level]) -> list[str]:
+    """The worst first. ``told`` is brought up to date."""
+    notes: list[tuple[Level, str]] = []
+    for owner in (session.tenant, session):
+        account = owner.account
+        for resource, held in account.stocks.items():
+            key = (account.scope, resource)
+            if held.level < Level.LOW:
+                told.pop(key, None)
+            elif told.get(key, Level.PLENTY) < held.level:
+                at = now()
+                held.refill(at)
+                told[key] = held.level
+                if held.level >= Level.LOW:
+                    budget = stocks.view(held.balance, held.rule, account.scope, at)
+                    notes.append((held.level, left_words(budget, _whose(owner), held.level, at)))
+    notes.sort(key=lambda note: -note[0])
+    return [text for _, text in notes]
 
 
 def refused(refusal: Refusal) -> Refused:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +138,18 @@ async def test_a_soft_budget_is_told_once_at_each_step_down(daemons: DaemonFacto
     assert told == [4, 5], said
     assert "of this session is low: 1 of 5 left" in said[4][1]
     assert "is used up: 0 of 5 left" in said[5][1]
+
+
+async def test_programs_are_told_with_the_outcome(daemons: DaemonFactory, tmp_path: Path) -> None:
+    daemon = await daemons.start(tenants={"acme": {"session_budgets": {"calls_begun": "2 hard"}}})
+    session = await daemon.open_session("acme")
+    notes = []
+    for number in range(3):
+        told = tmp_path / str(number)
+        await daemon.call(session, "/bin/true", options=("--quiet", "--outcome-file", str(told)))
+        notes.append(json.loads(told.read_text()))
+    assert [one["state"] for one in notes] == ["ended", "ended", "refused"]
+    assert notes[0]["notes"] == []
+    (note,) = notes[1]["notes"]
+    assert "hard budget of calls_begun of this session is used up: 0 of 2 left" in note
+    assert notes[2]["code"] == "budget_exhausted"

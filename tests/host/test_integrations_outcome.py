@@ -67,6 +67,7 @@ async def test_an_ended_call_tells_its_outcome_though_it_went_well(bench: Bench)
         "reason": "exited",
         "message": "",
         "suggestions": [],
+        "notes": [],
     }
 
 

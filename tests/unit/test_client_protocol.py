@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +14,10 @@ from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import new_session_id
 from corral_client import api, protobuf, wire
 from corral_client.errors import CorralError, ProtocolError
+from corral_client.outcome import parse_outcome
 from corral_client.wire import Tag, Type
+
+_T = TypeVar("_T")
 
 _line = st.text(st.characters(exclude_categories=["Cs"]).filter(str.isprintable), max_size=60)
 _token = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
@@ -125,3 +131,44 @@ def test_arbitrary_messages_raise_only_what_is_documented(data: bytes) -> None:
             read(data)
         except CorralError:
             continue
+
+
+@given(
+    _line,
+    st.integers(0, 2**64 - 1),
+    st.floats(0, 1e18),
+    st.none() | st.floats(0, 1e9),
+)
+def test_a_turn_as_the_daemon_reads_it(engine: str, tokens: int, seconds: float, money: float | None) -> None:
+    asked: list[bytes] = []
+    told = pb.ReportTurnResponse(
+        turns=pb.Turns(turns=1),
+        budgets=[
+            pb.Budget(resource="tokens", scope="session", limit=9, remaining=1, hard=True, band=pb.BUDGET_BAND_LOW),
+            pb.Budget(resource="pids", scope="tenant", limit=9, period_seconds=60, refills_at=120, remaining=1),
+        ],
+    )
+
+    class Answered(api.Api):
+        def __init__(self) -> None:
+            """Without a connection."""
+
+        def _ask(self, method: str, request: bytes, read: Callable[[bytes], _T]) -> _T:
+            asked.append(request)
+            return read(told.SerializeToString())
+
+    stock, ceiling = Answered().report_turn(
+        engine=engine, prompt_tokens=tokens, cached_tokens=1, generated_tokens=2, seconds=seconds, money=money
+    )
+    expected = pb.ReportTurnRequest(
+        engine=engine, prompt_tokens=tokens, cached_tokens=1, generated_tokens=2, seconds=seconds, money=money
+    )
+    assert pb.ReportTurnRequest.FromString(asked[0]) == expected
+    assert (stock.resource, stock.band, stock.hard, stock.refills_at) == ("tokens", "low", True, None)
+    assert (ceiling.band, ceiling.period_seconds, ceiling.refills_at) == (None, 60, 120)
+
+
+def test_notes_of_an_outcome() -> None:
+    told = b'{"state":"ended","call_id":"c-1","status":0,"reason":"exited","notes":["the budget is low", 7]}'
+    assert parse_outcome(told, 0).notes == ("the budget is low",)
+    assert parse_outcome(b'{"state":"ended","call_id":"c-1","status":0}', 0).notes == ()

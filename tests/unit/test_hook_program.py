@@ -195,6 +195,16 @@ def test_what_the_model_has_seen_is_not_repeated(environment: dict[str, str]) ->
     )
 
 
+def test_a_low_budget_is_told_unless_the_output_has_it() -> None:
+    note = "the hard budget of cpu_seconds of this tenant is low: 10 s of 1 min 40 s left, it is full again in 3 s"
+    ended: dict[str, Any] = {"state": "ended", "call_id": "c-1", "reason": "exited", "message": "", "notes": [note]}
+    assert main.told(ended, {"stdout": "ok"}) == f"Corral: {note}."
+    assert main.told(ended, {"stderr": f"corral-exec: note: {note}\n"}) == ""
+    killed = {**ended, "reason": "oom_call", "message": "It was killed."}
+    assert main.told(killed, None) == f"Corral, tool call c-1, reason oom_call: It was killed. Corral: {note}."
+    assert main.told({**ended, "notes": []}, "ok") == ""
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [

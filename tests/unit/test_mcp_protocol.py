@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.hook.state import State
-from agentd.mcp.daemon import Daemon
+from agentd.mcp.daemon import Daemon, plain
 from agentd.mcp.main import serve
 from agentd.mcp.protocol import LEGACY, MAX_LINE, MODERN, Server
 from agentd.mcp.tools import INSTRUCTIONS, Tools
+from agentd.proto.corral.v1 import corral_pb2 as pb
 
 CALL = "c-0123456789abcdef"
 META = {
@@ -262,18 +264,32 @@ def test_an_agent_without_a_session_is_told(environment: dict[str, str]) -> None
 def test_budgets(environment: dict[str, str]) -> None:
     rows = [
         {"resource": "memory_bytes", "scope": "tenant", "limit": 2.0**31, "used": 2.0**30, "remaining": 2.0**30},
-        {"resource": "cpu_seconds", "scope": "session", "limit": 60.0, "remaining": 5.0, "band": "critical"},
+        {
+            "resource": "cpu_seconds",
+            "scope": "session",
+            "limit": 60.0,
+            "remaining": 5.0,
+            "hard": True,
+            "refills_at": time.time() + 7200.9,
+            "band": "critical",
+        },
         {"resource": "calls", "scope": "tenant", "limit": 8.0, "remaining": 7.0},
     ]
     text, data = use(server(environment, Offline(budgets=rows)), "get_budget")
     assert text.splitlines() == [
         "tenant memory_bytes: 1 GiB left of 2 GiB",
-        "session cpu_seconds: 5 s left of 1 min 0 s (critical)",
+        "session cpu_seconds: 5 s left of 1 min 0 s (critical, hard, full again in 2 h 0 min)",
         "tenant calls: 7 left of 8",
     ]
     assert data == {"budgets": rows}
     assert use(server(environment, Offline()), "get_budget")[1] == {"budgets": []}
     assert use(server(environment), "get_budget", x=1)[1] is None
+
+
+def test_what_is_said_of_a_budget_has_words_for_its_band() -> None:
+    stock = pb.Budget(resource="tokens", scope="session", limit=5.0, remaining=1.0, band=pb.BUDGET_BAND_LOW)
+    assert plain(stock)["band"] == "low"
+    assert "refills_at" not in plain(stock)
 
 
 def test_the_last_call_without_the_daemons_api(environment: dict[str, str]) -> None:

@@ -27,18 +27,28 @@ DEFAULT_TARGET: Final = "/run/corral/operator.sock"
 ANSWER_WITHIN: Final = 30.0  # seconds
 
 _SERVICE: Final = "/corral.v1.AgentService/"
+_BANDS: Final = {1: "plenty", 2: "medium", 3: "low", 4: "critical"}
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """In the unit that ``resource`` names: memory_bytes, cpu_cores, pids, calls, ... ``scope``: tenant or session."""
+    """In the unit that ``resource`` names. ``scope``: tenant or session.
+
+    Ceilings (memory_bytes, cpu_cores, pids, calls) have no ``band``. Stocks (cpu_seconds, memory_byte_seconds,
+    calls_begun, network_bytes, tokens, gpu_seconds, joules, money) are used up: ``band`` is plenty, medium, low or
+    critical; at the end of a ``hard`` one no call begins until ``refills_at`` (unix seconds; None: never).
+    """
 
     resource: str
     scope: str
     limit: float
     used: float
     remaining: float
+    hard: bool = True
+    period_seconds: float | None = None
+    refills_at: float | None = None
+    band: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,30 @@ class Api:
     def budgets(self, session_id: str = "") -> list[Budget]:
         """What the session and its tenant may still use. ``session_id`` may be left out where the token says it."""
         return self._ask("GetBudget", protobuf.put_text(1, session_id), _budgets)
+
+    def report_turn(
+        self,
+        *,
+        session_id: str = "",
+        engine: str = "",
+        conversation: str = "",
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        generated_tokens: int = 0,
+        seconds: float = 0.0,
+        money: float | None = None,
+    ) -> list[Budget]:
+        """Tells of one turn of the session's model, for agents that do not go through the gateway; what is left then.
+
+        ``prompt_tokens`` counts cached ones, too; ``seconds`` from the request to its last token; ``money`` what it
+        cost, where that is known (otherwise the operator's prices say)."""
+        request = protobuf.put_text(1, session_id) + protobuf.put_text(2, engine) + protobuf.put_text(3, conversation)
+        for number, tokens in ((4, prompt_tokens), (5, cached_tokens), (6, generated_tokens)):
+            request += protobuf.put_int(number, tokens)
+        request += protobuf.put_double(7, seconds)
+        if money is not None:
+            request += protobuf.put_double(9, money)
+        return self._ask("ReportTurn", request, lambda message: _budgets(message, field=2))
 
     def outcome(self, call_id: str) -> CallOutcome:
         """How a call went that ended lately. Raises Refused (``wrong_state``) while it runs."""
@@ -118,10 +152,10 @@ def _credentials() -> Any:
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
-def _budgets(message: bytes) -> list[Budget]:
+def _budgets(message: bytes, field: int = 1) -> list[Budget]:
     found = []
     for number, value in protobuf.fields(message):
-        if number != 1 or not isinstance(value, bytes):
+        if number != field or not isinstance(value, bytes):
             continue
         parts = dict(protobuf.fields(value))
         found.append(
@@ -131,6 +165,10 @@ def _budgets(message: bytes) -> list[Budget]:
                 limit=_double(parts, 3),
                 used=_double(parts, 4),
                 remaining=_double(parts, 5),
+                hard=bool(parts.get(6, 0)),
+                period_seconds=_double(parts, 7) if 7 in parts else None,
+                refills_at=_double(parts, 8) if 8 in parts else None,
+                band=_BANDS.get(protobuf.as_int(parts[9])) if 9 in parts else None,
             )
         )
     return found

@@ -18,7 +18,8 @@ class Outcome:
 
     ``reason`` is a stable code (exited, failed, oom_call, brake_killed, timeout, ...); "" where the daemon did not say
     in time. ``message`` is a paragraph that a language model can act on, "" when nothing was done to the call;
-    ``suggestions`` are its proposals, one by one. ``wait_status`` is the kernel's, as of waitpid(2).
+    ``suggestions`` are its proposals, one by one. ``notes`` say which budgets are low, once for each step down.
+    ``wait_status`` is the kernel's, as of waitpid(2).
     """
 
     state: Literal["ended", "uncontrolled", "unknown"] = "unknown"
@@ -26,6 +27,7 @@ class Outcome:
     reason: str = ""
     message: str = ""
     suggestions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     wait_status: int | None = None
 
     @property
@@ -54,15 +56,13 @@ def parse_outcome(told: bytes, returncode: int) -> Outcome:
     message = _text(fields, "message")
     match fields.get("state"):
         case "ended":
-            suggestions = fields.get("suggestions")
             return Outcome(
                 state="ended",
                 call_id=_text(fields, "call_id"),
                 reason=_text(fields, "reason"),
                 message=message,
-                suggestions=tuple(text for text in suggestions if isinstance(text, str))
-                if isinstance(suggestions, list)
-                else (),
+                suggestions=_texts(fields, "suggestions"),
+                notes=_texts(fields, "notes"),
                 wait_status=_status(fields),
             )
         case "uncontrolled":
@@ -80,6 +80,11 @@ def parse_outcome(told: bytes, returncode: int) -> Outcome:
 def _text(fields: dict[str, Any], key: str) -> str:
     value = fields.get(key)
     return value if isinstance(value, str) else ""
+
+
+def _texts(fields: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = fields.get(key)
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
 def _status(fields: dict[str, Any]) -> int | None:

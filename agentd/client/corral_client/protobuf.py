@@ -24,6 +24,17 @@ def put_text(number: int, text: str) -> bytes:
     return _varint(number << 3 | _BYTES) + _varint(len(data)) + data if data else b""
 
 
+def put_int(number: int, value: int) -> bytes:
+    """An unsigned integer field."""
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{value} does not fit field {number}: give 0 to 2^64 - 1")
+    return _varint(number << 3 | _VARINT) + _varint(value)
+
+
+def put_double(number: int, value: float) -> bytes:
+    return _varint(number << 3 | _FIXED64) + struct.pack("<d", value)
+
+
 def fields(message: bytes) -> Iterator[tuple[int, Value]]:
     """Numbers and values, in order. Raises ProtocolError where ``message`` is cut."""
     at = 0
