@@ -46,7 +46,8 @@ class Launchers:
         call = self._host.prepare(session.id, intent=begin.intent, argv=begin.argv, parent_id=parent)
         wait = self._host.begin_now(call)
         if wait is not None:
-            link.queued(self._host.eta(call), wait.message)
+            link.queued(wait.eta, wait.message)
+            call.tell_queued = link.queued  # again, whenever the estimate has changed much
             await self._host.wait_turn(call, wait)
         self._host.place(call, peer.pid, _parent_of(peer.pid), link.acted, pidfd=peer.pidfd)
         return Granted(call_id=call.id, enforced=call.grant.enforced, notes=call.grant.notes)

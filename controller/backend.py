@@ -23,6 +23,7 @@ from controller.model import (
     Squeeze,
     TenantId,
     TenantView,
+    Tripwire,
     Usage,
 )
 from controller.recognise.attachment import Attachment
@@ -92,6 +93,9 @@ class CallRecord:
     decisions: tuple[Decision, ...] = ()  # the latest; the ledger may not have them yet
     killed_as: Reason | None = None  # it is being ended, for this reason
     squeezed_seconds: float = 0.0  # over earlier squeezes
+    promised: int | None = None  # see controller.registry.Call; None: of an earlier version
+    unbraked: bool = False
+    trimmed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +175,9 @@ class Backend(Protocol):
         """Moves a process into the leaf. ``pidfd`` of it: a process that took over its number meanwhile is put back."""
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent, /) -> tuple[str, ...]: ...
+    def arm(self, ref: CallRef, tripwire: Tripwire, /) -> None:
+        """New thresholds alone; a notice that was sent is armed again."""
+
     def squeeze(self, ref: CallRef, squeeze: Squeeze | None, /) -> Squeezed:
         """Slows a running call as far as this host can; None puts back what its grant says. It replaces an earlier
         squeeze. What cannot be had never fails the call: it is said. Raises NoSuchGroup for a call that is gone."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from controller.budget.price import Prices
 from controller.model import BudgetRule, Limits
+from controller.policy.settings import ControlConfig
 
 MIB = 1024 * 1024
+ARM_BELOW: Final = 0.25  # of the capacity that is free: see ControlConfig
+DISARM_ABOVE: Final = 0.35
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig:
     """``uids`` may open sessions of the tenant. ``max_calls`` at once: more wait in the tenant's queue. ``budgets`` are
-    of the tenant as a whole, ``session_budgets`` of each of its sessions."""
+    of the tenant as a whole, ``session_budgets`` of each of its sessions. ``weight``: its share of the memory, against
+    other tenants', while calls wait for their turn."""
 
     name: str
     uids: frozenset[int] = frozenset()
@@ -24,6 +28,7 @@ class TenantConfig:
     max_sessions: int | None = None
     budgets: tuple[BudgetRule, ...] = ()
     session_budgets: tuple[BudgetRule, ...] = ()
+    weight: float = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,8 @@ class CallConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
-    """``memory_reserve``: share of the host's memory (0 to 1) that no brake is raised into. Times in seconds.
+    """``memory``: bytes that calls and agents may use in all (None: what the host has). ``memory_reserve``: share of it
+    (0 to 1) that no brake is raised into. Times in seconds.
 
     ``default_tenant``: name of the tenant of uids that no tenant names; None refuses them. ``restart_grace``: how long
     after a restart a launcher may take to come back. ``leftovers``: what happens to processes that outlive their call.
@@ -59,6 +65,7 @@ class HostConfig:
     tenants: tuple[TenantConfig, ...] = ()
     default_tenant: str | None = "default"
     call: CallConfig = field(default_factory=CallConfig)
+    memory: int | None = None
     memory_reserve: float = 0.05
     sample_interval: float = 1.0
     sample_budget: float = 0.01
@@ -71,3 +78,9 @@ class HostConfig:
     keep_ended: int = (
         512  # ended calls kept in memory for GetOutcome and `corral ps --all`; older ones are in the ledger
     )
+
+    def control(self) -> ControlConfig:
+        """What of it the policies need. A live host is not always dense: see ``arm_below``."""
+        return ControlConfig(
+            hold_max=self.call.hold_max, raise_step=self.call.raise_step, arm_below=ARM_BELOW, disarm_above=DISARM_ABOVE
+        )

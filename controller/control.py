@@ -8,6 +8,7 @@ from dataclasses import replace
 from controller.ceilings import check_below, check_settable
 from controller.endings import Endings
 from controller.holds import Holds
+from controller.live import Live
 from controller.model import (
     UNLIMITED,
     Action,
@@ -15,17 +16,18 @@ from controller.model import (
     CallView,
     CannotEnforce,
     ControllerError,
-    Grant,
     Intent,
     InvalidRequest,
     Limits,
     NotFound,
+    OnPressure,
     Reason,
     SessionId,
     TenantId,
     Tripwire,
     WrongState,
 )
+from controller.plenty import Plenty
 from controller.policy.grant import Refusal, Room, decide
 from controller.policy.text import human_bytes
 from controller.registry import Call, Session, Tenant
@@ -36,8 +38,19 @@ _KILL_PATIENCE = 10.0  # seconds that a kill waits to report the end
 
 
 class Control:
-    def __init__(self, shared: Shared, holds: Holds, endings: Endings, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        *,
+        holds: Holds,
+        endings: Endings,
+        sessions: Sessions,
+        live: Live,
+        plenty: Plenty,
+    ) -> None:
         self._shared = shared
+        self._live = live
+        self._plenty = plenty
         self._holds = holds
         self._endings = endings
         self._sessions = sessions
@@ -126,6 +139,10 @@ class Control:
         grant = replace(call.grant, limits=call.grant.limits.merged(limits), tripwire=wires)
         notes = self._shared.backend.limit_call(call.ref, grant, call.intent)
         call.grant = grant
+        if tripwire is not None and tripwire.brake is not None:
+            call.promised, call.unbraked, call.trimmed = wires.brake or 0, wires.brake is None, False
+        if tripwire is not None and tripwire.notify is not None:
+            call.notice = wires.notify
         changed = list(notes)
         if tripwire is not None:
             changed.append(f"brake {human_bytes(wires.brake)}" if wires.brake else "brake off")
@@ -157,17 +174,13 @@ class Control:
         """An agent revises what it declared. Admission judges it as it would a new call; thresholds follow."""
         if call.queued or call.ending or call.outcome is not None:
             raise WrongState(f"call {call.id} is {call.state.value}", field="call_id", remedy="name a running call")
-        total, available = self._shared.headroom()
         backend = self._shared.backend
         answer = decide(
             intent,
             Room(
                 tenant_limits=call.tenant.limits,
                 tenant_priority=call.tenant.priority,
-                tenant_calls=0,
-                tenant_max_calls=None,
-                host_total=total,
-                host_available=available + (call.usage.memory_now or 0),
+                host_total=self._shared.total() if backend.enforces else 0,
                 enforced=backend.enforces,
                 can_gate_network=backend.can_gate_network,
                 can_brake=backend.can_brake,
@@ -178,19 +191,31 @@ class Control:
         if isinstance(answer, Refusal):
             kind = CannotEnforce if answer.unenforceable else InvalidRequest
             raise kind(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
-        if not isinstance(answer, Grant):
-            raise WrongState(answer.message, field="intent", remedy="retry later, or declare less")
+        more = (intent.memory_typical or 0) - call.memory
+        if backend.enforces and more > 0 and intent.on_pressure is not OnPressure.DEGRADE:
+            left = self._plenty.unused
+            if more > left:
+                raise WrongState(
+                    f"it would need {human_bytes(more)} more, the host has {human_bytes(max(0, left))} to give",
+                    field="intent.memory_typical",
+                    remedy="retry later, or declare less",
+                )
+        before = call.intent, call.promised, call.unbraked
+        call.intent, call.promised, call.unbraked = intent, answer.tripwire.brake or 0, False
+        grant = replace(answer, tripwire=self._live.tripwire(call, call.promised))
         try:
-            backend.limit_call(call.ref, answer, intent)
+            backend.limit_call(call.ref, grant, intent)
         except ControllerError:
+            call.intent, call.promised, call.unbraked = before
             backend.limit_call(call.ref, call.grant, call.intent)
             raise
-        call.intent = intent
-        call.grant = answer
+        call.grant = grant
+        call.trimmed = False
+        call.forecast = None
         self._shared.decide(call, Action.LIMIT, "intent", "its intent was revised")
         self._shared.remember(call)
         self._shared.publish(call)
-        self._holds.review_soon()
+        self._live.soon()
         return call.view()
 
 

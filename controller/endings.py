@@ -73,7 +73,12 @@ class Endings:
         for nested in [c for c in call.session.calls.values() if c.parent_id == call.id]:
             self.kill(nested, reason, f"the call inside which it ran was ended: {why}")
         call.killed_as = reason
-        policy = {Reason.BRAKE_KILLED: "brake", Reason.OPERATOR_KILLED: "operator", Reason.OOM_CALL: "oom"}
+        policy = {
+            Reason.BRAKE_KILLED: "brake",
+            Reason.PRESSURE_KILLED: "ladder",
+            Reason.OPERATOR_KILLED: "operator",
+            Reason.OOM_CALL: "oom",
+        }
         self._shared.decide(call, Action.KILL, policy.get(reason, "lifetime"), why, evidence=evidence)
         self.on_forget(call)
         self._shared.remember(call)  # a daemon that dies now must not leave the reason unknown

@@ -196,6 +196,11 @@ class Enforcer(Groups):
             self._kernel.set_network(leaf.cgroup_id, network_policy(intent))
         return notes
 
+    def arm(self, ref: CallRef, tripwire: Tripwire) -> None:
+        leaf = self._leaf(ref)
+        if self._kernel is not None:
+            self._kernel.arm(leaf.cgroup_id, notify=tripwire.notify, brake=tripwire.brake)
+
     def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
         return self._squeezer.apply(self._leaf(ref), squeeze)
 

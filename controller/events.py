@@ -6,6 +6,7 @@ import structlog
 
 from controller.endings import Endings
 from controller.holds import Holds
+from controller.live import Live
 from controller.model import Action, CallId, Reason
 from controller.policy.text import human_bytes
 from controller.shared import Shared
@@ -16,8 +17,9 @@ log = structlog.get_logger("corral.events")
 class KernelEvents:
     """The backend's listener. An event about a call that has ended meanwhile is nothing: both were on their way."""
 
-    def __init__(self, shared: Shared, holds: Holds, endings: Endings) -> None:
+    def __init__(self, shared: Shared, holds: Holds, endings: Endings, live: Live) -> None:
         self._shared = shared
+        self._live = live
         self._holds = holds
         self._endings = endings
 
@@ -35,14 +37,16 @@ class KernelEvents:
         call = self._shared.registry.calls.get(call_id)
         if call is None:
             return
-        self._shared.decide(
-            call,
-            Action.ADVISE,
-            "kernel",
-            f"grew past its typical size of {human_bytes(threshold)}",
-            evidence={"usage_bytes": float(usage), "notify_bytes": float(threshold)},
-        )
-        self._shared.remember(call)
+        if threshold in (call.intent.memory_typical, call.notice):
+            self._shared.decide(
+                call,
+                Action.ADVISE,
+                "kernel",
+                f"grew past its typical size of {human_bytes(threshold)}",
+                evidence={"usage_bytes": float(usage), "notify_bytes": float(threshold)},
+            )
+            self._shared.remember(call)
+        self._live.noticed(call)
 
     def on_oom(self, call_id: CallId, kills: int) -> None:
         """The kernel killed a process of the call. A tool that lost a part is not left to limp: all of it goes, as

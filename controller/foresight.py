@@ -1,21 +1,20 @@
-"""What the running host has learned of its calls, and when a call that waits will have its turn.
+"""What the running host has learned of its calls, and so what each of them will still need.
 
-Learns from every call that ends while the daemon runs, and at its start from the last ones in the ledger. It says
-nothing until it knows.
+Learns from every call that ends while the daemon runs, and at its start from the last ones in the ledger. A forecast
+costs up to a millisecond, so it is kept with its call until the call has changed.
 """
 
 from __future__ import annotations
 
-from controller.forecast import Kind, Learner, Need, life_of
+from controller.forecast import Kept, Kind, Learner, Need, life_of
 from controller.model import CallView, Intent, Reason, SessionId, TenantId
-from controller.registry import Call, Registry
+from controller.registry import Call
 
 _BY_ITSELF = frozenset({Reason.EXITED, Reason.FAILED, Reason.BRAKED, Reason.PIDS_LIMIT, Reason.NETWORK_DENIED})
 
 
 class Foresight:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self) -> None:
         self._learner = Learner()
 
     def learn(self, call: CallView) -> None:
@@ -30,31 +29,39 @@ class Foresight:
 
     def need(self, call: Call, now: float) -> Need:
         """What the call will still need, ``now`` (unix seconds)."""
-        begun = bool(call.cgroup)
+        elapsed = max(0.0, now - call.begun_at - call.held_now(now)) if call.begun else 0.0
+        usage = call.memory if call.begun else 0
+        growing = "brake" in call.held_by
+        kept = call.forecast
+        if kept is not None and kept.stands(elapsed, usage, growing):
+            return kept.need
         intent = call.intent
-        return self._learner.forecast(
-            _kind(call.ref.tenant_id, call.ref.session_id, call.intent),
+        need = self._learner.forecast(
+            _kind(call.ref.tenant_id, call.ref.session_id, intent),
             ident=call.id,
-            elapsed=max(0.0, now - call.begun_at - call.held_now(now)) if begun else 0.0,
-            usage=(call.usage.memory_now or 0) if begun else 0,
-            growing="brake" in call.held_by,
+            elapsed=elapsed,
+            usage=usage,
+            growing=growing,
             declared_typical=intent.memory_typical,
             declared_peak=intent.memory_peak,
             declared_seconds=intent.duration,
         )
+        call.forecast = Kept(need, elapsed, usage, growing)
+        return need
 
-    def eta(self, call: Call, now: float) -> float | None:
-        """Seconds until ``call``, which waits, typically begins: as many of its tenant's running calls must end as wait
-        before it, and one for itself. None: nothing is known of one of those, or too few run."""
-        ahead = sum(1 for c in self._registry.calls.values() if c.queued and c.tenant is call.tenant and c is not call)
-        ends = []
-        for other in self._registry.begun_calls():
-            if other.tenant is call.tenant and not other.held_by:
-                need = self.need(other, now)
-                if need.count or other.intent.duration is not None:
-                    ends.append(need.ends_typical)
-        ends.sort()
-        return ends[ahead] if ahead < len(ends) else None
+    def at_most(self, call: Call) -> tuple[int, int]:
+        """Bytes that a forecast of the call, before it begins, does not exceed: typically, and at all. Cheap."""
+        intent = call.intent
+        return self._learner.at_most(
+            _kind(call.ref.tenant_id, call.ref.session_id, intent),
+            declared_typical=intent.memory_typical,
+            declared_peak=intent.memory_peak,
+        )
+
+    @property
+    def largest(self) -> int:
+        """The largest peak of all that is remembered, bytes."""
+        return self._learner.largest
 
 
 def _kind(tenant_id: TenantId, session_id: SessionId, intent: Intent) -> Kind:

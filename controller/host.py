@@ -7,7 +7,6 @@ Everything happens on one event loop; nothing here blocks it. The parts: ``sessi
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -20,23 +19,21 @@ from controller.control import Control
 from controller.effects import Journal, Meter, NoPast, NullMeter, Past
 from controller.endings import Endings
 from controller.events import KernelEvents
+from controller.facts import Facts
 from controller.foresight import Foresight
 from controller.holds import Holds
 from controller.hub import Hub, Subscription
+from controller.live import Live
 from controller.model import (
-    Action,
     AlreadyExists,
     CallId,
     CallView,
-    CannotEnforce,
     ControllerError,
-    Decision,
     Grant,
     Intent,
     InvalidRequest,
     Limits,
     Outcome,
-    Refused,
     SavedBudgets,
     SessionId,
     SessionView,
@@ -48,14 +45,15 @@ from controller.model import (
     command_text,
     new_call_id,
 )
-from controller.policy.grant import Refusal, Room, Wait, decide
-from controller.queueing import Queue
+from controller.plenty import Plenty
+from controller.queueing import Queue, Wait
 from controller.recovery import Recovery
 from controller.registry import Call, Registry, now
 from controller.sampler import Sampler
 from controller.sessions import Sessions
 from controller.shared import HostMemory, Shared
 from controller.snapshot import HostReader, snapshot
+from controller.starts import Starts
 
 log = structlog.get_logger("corral.host")
 
@@ -83,7 +81,7 @@ class Host(BudgetMethods):
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
         self.registry = Registry(keep_ended=config.keep_ended)
-        self._foresight = Foresight(self.registry)
+        self._foresight = Foresight()
         self.hub = Hub()
         self.shared = Shared(
             config=config,
@@ -96,13 +94,27 @@ class Host(BudgetMethods):
         )
         self.keeper = Budgets(self.shared, saved_budgets)
         self.endings = Endings(self.shared)
-        self.holds = Holds(self.shared, self.endings.kill)
+        self.holds = Holds(self.shared)
         self.sessions = Sessions(self.shared, self.endings)
-        self.queue = Queue(self.shared, self._start)
+        self.queue = Queue(self.shared)
         self.sampler = Sampler(self.shared)
-        self.control = Control(self.shared, self.holds, self.endings, self.sessions)
+        facts = Facts(self.shared, self._foresight, reader)
+        plenty = Plenty(self.shared, facts, self._foresight)
+        self.live = Live(
+            self.shared,
+            facts,
+            plenty,
+            holds=self.holds,
+            endings=self.endings,
+            starts=Starts(self.shared, self.endings, self.keeper),
+            queue=self.queue,
+        )
+        self.control = Control(
+            self.shared, holds=self.holds, endings=self.endings, sessions=self.sessions, live=self.live, plenty=plenty
+        )
         self.recovery = Recovery(self.shared, self.sessions, self.holds, self.endings, past or NoPast())
-        self.events = KernelEvents(self.shared, self.holds, self.endings)
+        self.events = KernelEvents(self.shared, self.holds, self.endings, self.live)
+        self.holds.on_change = self.live.soon
         self.endings.on_forget = self.holds.forget
         self.endings.on_settled = self._settled
         self.sessions.on_closing = self.queue.drop
@@ -130,6 +142,7 @@ class Host(BudgetMethods):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self.keeper.flush()
+        self.live.stop()
         for call in self.registry.live_calls():
             call.cancel_timers()
         self.hub.close()
@@ -140,8 +153,7 @@ class Host(BudgetMethods):
         self.shared.config = config
         self.sessions.configure(config.tenants, {})
         self.keeper.configure()
-        self.queue.wake()
-        self.holds.review_soon()
+        self.live.soon()
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -205,15 +217,7 @@ class Host(BudgetMethods):
 
     def begin_now(self, call: Call) -> Wait | None:
         """Begins a prepared call if it may begin at once. Otherwise says what it must wait for (see ``wait_turn``)."""
-        if self.queue.has(call.ref.tenant_id):
-            if call.intent.on_pressure.value == "wait":
-                return Wait(message="calls of the same tenant wait already")
-            raise Refused(
-                "calls of the same tenant wait already",
-                code="queue",
-                remedy="wait (on_pressure=wait) or retry later",
-            )
-        return self._start(call)
+        return self.live.ask(call)
 
     def learn(self, past: Sequence[CallView]) -> None:
         """How calls went that ended under an earlier daemon, the oldest first."""
@@ -222,7 +226,7 @@ class Host(BudgetMethods):
 
     def eta(self, call: Call) -> float | None:
         """Seconds until a prepared call that must wait will typically begin; None: not known."""
-        return self._foresight.eta(call, now())
+        return self.live.estimate(call)
 
     async def wait_turn(self, call: Call, wait: Wait) -> None:
         self.registry.add_call(call)
@@ -246,66 +250,6 @@ class Host(BudgetMethods):
             await self.wait_turn(call, wait)
         self.shared.remember(call)
         return call.view()
-
-    def _start(self, call: Call) -> Wait | None:
-        """Admission, the leaf, the record. All or nothing."""
-        started = time.perf_counter()
-        shared = self.shared
-        tenant = call.tenant
-        total, available = shared.headroom() if shared.backend.enforces and call.intent.memory_typical else (0, 0)
-        room = Room(
-            tenant_limits=tenant.limits,
-            tenant_priority=tenant.priority,
-            tenant_calls=tenant.running,
-            tenant_max_calls=tenant.max_calls,
-            host_total=total,
-            host_available=available,
-            enforced=shared.backend.enforces,
-            can_gate_network=shared.backend.can_gate_network,
-            can_brake=shared.backend.can_brake,
-            controllers=shared.backend.controllers,
-        )
-        answer = self.keeper.refusal(call.session) or decide(call.intent, room, shared.config.call)
-        if isinstance(answer, Wait):
-            return answer
-        if isinstance(answer, Refusal):
-            shared.meter.refused(tenant.name, answer.code)
-            self._record_refusal(call, answer)
-            if answer.unenforceable:
-                raise CannotEnforce(answer.message, field=answer.field, value=answer.value, remedy=answer.remedy)
-            raise Refused(
-                answer.message, code=answer.code, field=answer.field, value=answer.value, remedy=answer.remedy
-            )
-        answer = call.grant = self.keeper.noted(call.session, answer)
-        call.cgroup = shared.backend.add_call(call.ref, call.intent, answer)
-        call.begun = True
-        call.was_queued, call.queued = call.queued, False
-        call.begun_at = now()
-        self.registry.add_call(call)
-        tenant.running += 1
-        self.keeper.begun(call)
-        self.endings.watch_deadline(call)
-        shared.journal.call_begun(call.view())
-        shared.publish(call)
-        waited = call.begun_at - call.asked_at
-        shared.meter.begun(
-            tenant.name, time.perf_counter() - started, queued_seconds=waited if call.was_queued else None
-        )
-        return None
-
-    def _record_refusal(self, call: Call, refusal: Refusal) -> None:
-        decision = Decision(
-            at=now(),
-            action=Action.REFUSE,
-            policy="admission",
-            reason=f"{refusal.code}: {refusal.message}",
-            tenant_id=call.ref.tenant_id,
-            session_id=call.ref.session_id,
-            evidence={},
-        )
-        self.shared.meter.decided(call.tenant.name, decision)
-        self.shared.journal.decision(decision)
-        self.hub.publish(decision)
 
     def place(
         self,
@@ -397,16 +341,22 @@ class Host(BudgetMethods):
 
     def set_tenant(self, name: str, *, limits: Limits | None, priority: int | None) -> TenantView:
         view = self.sessions.change_tenant(name, limits=limits, priority=priority)
-        self.queue.wake()
-        self.holds.review_soon()
+        self.live.soon()
         return view
 
     def set_limits(self, target: str, *, limits: Limits, tripwire: Tripwire | None) -> None:
         self.control.set_limits(target, limits=limits, tripwire=tripwire)
-        self.holds.review_soon()
+        self.live.soon()
 
     def set_priority(self, target: str, priority: int) -> None:
         self.control.set_priority(target, priority)
+        self.live.soon()
+
+    def set_urgency(self, session_id: SessionId, urgency: float) -> None:
+        """Points that the session's calls gain in the queue from now on, on the scale of priorities (0 to 100): for
+        one whose KV cache is held on a GPU meanwhile, say. 0 takes them back."""
+        self.registry.session(session_id).urgency = urgency
+        self.live.soon()
 
     async def freeze(self, target: str, *, by: str) -> list[CallId]:
         return self.control.freeze(target, by)
@@ -425,12 +375,10 @@ class Host(BudgetMethods):
 
     def _settled(self, call: Call) -> None:
         self._foresight.learn(call.view())
-        self.queue.wake()
-        self.holds.review_soon()
+        self.live.something_ended(call)
         self.sessions.close_if_idle(call.session)
 
     def _round(self) -> None:
         self.keeper.flush()
-        self.holds.review_soon()
-        self.queue.wake()
+        self.live.tick()
         self.sessions.sweep()

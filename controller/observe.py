@@ -42,6 +42,7 @@ from controller.model import (
     Squeeze,
     TenantId,
     TenantView,
+    Tripwire,
     Usage,
     WrongState,
 )
@@ -225,6 +226,9 @@ class Observer:
         """An intent that asks for a limit was refused before it came here; what is left are the host's defaults."""
         self._call(ref)
         return _not_in_force(grant.limits)
+
+    def arm(self, ref: CallRef, tripwire: Tripwire) -> None:
+        """There is no threshold here: it can_brake nothing."""
 
     def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
         self._call(ref)

@@ -99,6 +99,12 @@ class Recovery:
             launcher=record.launcher,
             launcher_pid=record.launcher_pid,
             populated=record.main_pid != 0,
+            begun=True,
+            asked_at=view.begun_at,
+            promised=_promised(record),
+            unbraked=record.unbraked,
+            trimmed=record.trimmed,
+            memory=view.usage.memory_now or 0,
         )
         try:
             self._shared.backend.adopt_call(call.ref, record)
@@ -167,6 +173,11 @@ class Recovery:
                 log.warning("the launcher of a call is gone; the call is ended", call=call.id)
                 self._endings.launcher_lost(call)
         self._missed.clear()
+
+
+def _promised(record: CallRecord) -> int:
+    """An earlier version armed thresholds for what was declared alone."""
+    return record.promised if record.promised is not None else record.call.grant.tripwire.brake or 0
 
 
 def _merged(ledger: Sequence[Decision], leaf: Sequence[Decision]) -> list[Decision]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from controller.backend import CallRef, SessionRecord
 from controller.budget.account import Account
 from controller.budget.meter import CallMeter
+from controller.forecast import Kept
 from controller.model import (
     CallId,
     CallState,
@@ -42,11 +43,13 @@ class Tenant:
     priority: int
     max_calls: int | None
     max_sessions: int | None
+    weight: float = 100.0
     sessions: dict[SessionId, Session] = field(default_factory=dict)
     running: int = 0  # calls that are begun and not ended, queued ones not counted
     memory_now: int | None = None
     cpu_usec: int = 0
     account: Account = field(default_factory=lambda: Account("tenant"))
+    outstanding: int = 0  # bytes that its calls may yet come to use, as far as is known
 
     def view(self) -> TenantView:
         return TenantView(
@@ -75,6 +78,7 @@ class Session:
     closing: bool = False
     attachment: Attachment | None = None
     idle_since: float | None = None  # of one that the daemon opened: when its last call ended
+    urgency: float = 0.0  # points that its calls gain in the queue
     calls: dict[CallId, Call] = field(default_factory=dict)
     account: Account = field(default_factory=lambda: Account("session"))
 
@@ -106,7 +110,13 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """``held_by``: who holds it (brake, operator); the leaf is frozen while anyone does."""
+    """``held_by``: who holds it (brake, ladder, operator); the leaf is frozen while anyone does.
+
+    ``promised``: the threshold that it has where there is room, bytes: what it declared, or an operator set (0: none).
+    ``unbraked``: an operator took its threshold away. ``trimmed``: its threshold is lower than that for lack of memory.
+    ``memory``: as last read, bytes. ``outstanding``: how much more it may come to use, as far as is known. ``eta``:
+    when it will typically begin, unix seconds.
+    """
 
     ref: CallRef
     session: Session
@@ -119,6 +129,17 @@ class Call:
     begun: bool = False  # admitted: its processes may come
     queued: bool = False
     was_queued: bool = False
+    promised: int = 0
+    unbraked: bool = False
+    trimmed: bool = False
+    notice: int | None = None  # where an operator wants to be told of its growth
+    advised: bool = False
+    memory: int = 0
+    outstanding: int = 0
+    forecast: Kept | None = None
+    eta: float | None = None
+    waits_for: str = ""
+    tell_queued: Callable[[float | None, str], None] | None = None  # its launcher: seconds, and what it waits for
     held_by: set[str] = field(default_factory=set)
     held_since: float | None = None
     held_seconds: float = 0.0
@@ -143,7 +164,6 @@ class Call:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     tell_acted: Callable[[], None] | None = None  # wakes the launcher: something was done to its call
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    hold_timer: asyncio.TimerHandle | None = None
     meter: CallMeter | None = None  # what budgets have been charged of it
 
     @property
@@ -163,8 +183,8 @@ class Call:
         if "operator" in self.held_by:
             return CallState.FROZEN
         if self.held_by:
-            return CallState.BRAKED
-        return CallState.RUNNING if self.squeeze is None else CallState.THROTTLED
+            return CallState.BRAKED if "brake" in self.held_by else CallState.FROZEN
+        return CallState.THROTTLED if self.trimmed or self.squeeze is not None else CallState.RUNNING
 
     def measured(self, usage: Usage) -> None:
         """A new reading of the kernel's counters. What was counted of GPUs stays: nothing in the kernel counts it."""
@@ -177,6 +197,8 @@ class Call:
                 gpu_joules=old.gpu_joules,
             )
         self.usage = usage
+        if usage.memory_now is not None:
+            self.memory = usage.memory_now
 
     def used_gpu(self, memory_bytes: int, seconds: float, joules: float) -> None:
         """Bytes that it holds now; seconds and joules since the last time."""
@@ -210,18 +232,15 @@ class Call:
             outcome=self.outcome,
             recognition=self.recognition,
             squeeze=self.squeeze,
+            forecast=self.forecast.view() if self.forecast is not None else None,
+            eta=self.eta,
+            waits_for=self.waits_for,
         )
 
     def cancel_timers(self) -> None:
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()
-        self.cancel_hold_timer()
-
-    def cancel_hold_timer(self) -> None:
-        if self.hold_timer is not None:
-            self.hold_timer.cancel()
-            self.hold_timer = None
 
 
 class Registry:

@@ -82,6 +82,7 @@ class Sessions:
                 priority=config.priority,
                 max_calls=config.max_calls,
                 max_sessions=config.max_sessions,
+                weight=config.weight,
             )
         before = tenant.limits
         tenant.uids = config.uids
@@ -89,6 +90,7 @@ class Sessions:
         tenant.priority = config.priority
         tenant.max_calls = config.max_calls
         tenant.max_sessions = config.max_sessions
+        tenant.weight = config.weight
         try:
             notes = self._shared.backend.add_tenant(replace(tenant.view(), budgets=()))
         except ControllerError:
@@ -116,6 +118,7 @@ class Sessions:
             priority=priority if priority is not None else (old.priority if old else 50),
             max_calls=old.max_calls if old else None,
             max_sessions=old.max_sessions if old else None,
+            weight=old.weight if old else 100.0,
         )
         return self.set_tenant(config)
 

@@ -38,15 +38,23 @@ class Shared:
     memory: Callable[[], HostMemory]
     meter: Meter
 
-    def headroom(self) -> tuple[int, int]:
-        """The host's memory, and what may be given away of it: available less the reserve. Bytes."""
-        memory = self.memory()
-        return memory.total, memory.available - int(memory.total * self.config.memory_reserve)
+    def total(self) -> int:
+        """The host's memory, or what Corral may use of it where that is configured. Bytes."""
+        total = self.memory().total
+        return total if self.config.memory is None else min(total, self.config.memory)
 
     def decide(
-        self, call: Call, action: Action, policy: str, reason: str, *, evidence: dict[str, float] | None = None
+        self,
+        call: Call,
+        action: Action,
+        policy: str,
+        reason: str,
+        *,
+        evidence: dict[str, float] | None = None,
+        quiet: bool = False,
     ) -> Decision:
-        """Puts a decision about a call on record: the call's own list, the ledger, the subscribers, the launcher."""
+        """Puts a decision about a call on record: the call's own list, the ledger, the subscribers, the launcher.
+        ``quiet``: nothing was done to it of which its agent must be told."""
         decision = Decision(
             at=now(),
             action=action,
@@ -62,7 +70,7 @@ class Shared:
         self.meter.decided(call.tenant.name, decision)
         self.journal.decision(decision)
         self.hub.publish(decision)
-        if call.tell_acted is not None and action is not Action.ADVISE:
+        if call.tell_acted is not None and action is not Action.ADVISE and not quiet:
             call.tell_acted()
         return decision
 
@@ -81,6 +89,9 @@ class Shared:
             decisions=tuple(call.decisions[-_RECORDED_DECISIONS:]),
             killed_as=call.killed_as,
             squeezed_seconds=call.squeezed_seconds,
+            promised=call.promised,
+            unbraked=call.unbraked,
+            trimmed=call.trimmed,
         )
         try:
             self.backend.remember(call.ref, record)

@@ -26,8 +26,11 @@ class Stage(StrEnum):
 class CallFacts:
     """``granted``: the threshold up to which it may use memory without asking (0: none is armed, or it waits).
 
-    ``squeezed``: the ladder has taken its slack or slowed it; undone when pressure goes. ``advised``: it was told of
-    pressure. ``deadline``: a moment.
+    ``promised``: the threshold that it has where there is room: what it declared, or what an operator set (0: none;
+    then a threshold is armed while memory is short, and at no other time). ``unbraked``: no threshold is armed at all:
+    an operator took it away, the host has no brake, or the call is ending. ``squeezed``: the ladder has taken its slack
+    or slowed it; undone when pressure goes. ``advised``: it was told of pressure. ``deadline``: a moment. ``urgency``:
+    points that its place in the queue gains (its session's KV cache is held for it, say).
     """
 
     id: CallId
@@ -40,6 +43,8 @@ class CallFacts:
     priority: int = 50
     usage: int = 0
     granted: int = 0
+    promised: int = 0
+    unbraked: bool = False
     hard_limit: int | None = None
     deadline: float | None = None
     on_pressure: OnPressure = OnPressure.WAIT
@@ -47,6 +52,7 @@ class CallFacts:
     pids: int = 0
     squeezed: bool = False
     advised: bool = False
+    urgency: float = 0.0
     declared_peak: int | None = None
     need: Need = UNKNOWN
 
@@ -75,11 +81,15 @@ class TenantFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """``capacity``: memory that Corral may give away, the host's reserve taken off. ``agents``: used by everything that
-    is no call. ``agents_growth``: what those may come to need soon. ``memory_pressure``: PSI some avg10 in percent."""
+    """``capacity``: memory that Corral may give away, the host's reserve taken off. ``reserve``: that reserve, of which
+    a part may be used to let somebody finish, and whose loss is what agents are saved from. ``agents``: used by
+    everything that is no call. ``agents_growth``: what those may come to need soon. ``memory_pressure``: PSI some avg10
+    in percent.
+    """
 
     at: float
     capacity: int
+    reserve: int = 0
     agents: int = 0
     agents_growth: int = 0
     cpus: float = 1.0
@@ -99,12 +109,14 @@ class State:
 
 
 class StepKind(StrEnum):
-    ADMIT = "admit"  # begin a waiting call, its threshold at ``brake``
+    ADMIT = "admit"  # begin a waiting call, its threshold at ``brake`` (0: none)
     WAIT = "wait"  # it goes on waiting; ``eta``
     REFUSE = "refuse"
     ADVISE = "advise"
     THROTTLE = "throttle"  # its threshold is lowered to ``brake``; memory.high and weights where the host has them
     RELAX = "relax"  # a throttled call gets back what it had
+    ARM = "arm"  # memory gets short: it has no threshold, and gets one at ``brake``
+    DISARM = "disarm"  # memory is there again: the threshold that only shortage gave it is taken away
     RAISE = "raise"  # its threshold is raised to ``brake``; a held call goes on
     HOLD = "hold"  # a held call stays held
     FREEZE = "freeze"
@@ -115,7 +127,7 @@ class StepKind(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One thing to do to one call, with the numbers that justify it. ``eta``: seconds from now, None: not known.
-    ``code`` is stable, for refusals and kills."""
+    ``code`` is stable, for refusals, kills and throttles; "degraded" of an ADMIT that gives less than was asked."""
 
     kind: StepKind
     call_id: CallId

@@ -8,6 +8,7 @@ client asked for, so it is refused.
 from __future__ import annotations
 
 import math
+import time
 from typing import Final
 
 from agentd.api.budgetproto import budget_to_proto, turns_to_proto
@@ -20,6 +21,7 @@ from controller.model import (
     CallView,
     Decision,
     EgressRule,
+    ForecastView,
     Grant,
     HostView,
     Intent,
@@ -355,6 +357,19 @@ def call_to_proto(call: CallView) -> pb.Call:
         outcome=outcome_to_proto(call.outcome) if call.outcome is not None else None,
         recognition=recognition_to_proto(call.recognition) if call.recognition is not None else None,
         squeeze=squeeze_to_proto(call.squeeze) if call.squeeze is not None else None,
+        forecast=forecast_to_proto(call.forecast) if call.forecast is not None else None,
+        eta_seconds=max(0.0, call.eta - time.time()) if call.eta is not None else None,
+        waits_for=call.waits_for,
+    )
+
+
+def forecast_to_proto(forecast: ForecastView) -> pb.Forecast:
+    return pb.Forecast(
+        memory_median_bytes=forecast.memory_median,
+        memory_high_bytes=forecast.memory_high,
+        remaining_seconds=forecast.remaining,
+        lives=forecast.lives,
+        kind=forecast.kind,
     )
 
 

@@ -28,6 +28,7 @@ def host_config(config: Config) -> HostConfig:
                 max_sessions=tenant.max_sessions,
                 budgets=_rules(tenant.budgets),
                 session_budgets=_rules(tenant.session_budgets),
+                weight=tenant.weight,
             )
             for name, tenant in config.all_tenants.items()
         ),
@@ -42,6 +43,7 @@ def host_config(config: Config) -> HostConfig:
             hold_max=config.call.hold_max,
             raise_step=config.call.raise_step,
         ),
+        memory=config.host.memory,
         memory_reserve=config.host.memory_reserve,
         sample_interval=config.host.sample_interval,
         sample_budget=config.host.sample_budget,

@@ -196,6 +196,10 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     session_budgets: Annotated[dict[str, _Text], doc("What each of its sessions may use up, likewise.", live=True)] = (
         field(default_factory=dict)
     )
+    weight: Annotated[
+        Annotated[float, Meta(ge=1, le=10_000)],
+        doc("Its share of the memory against other tenants while calls wait for their turn.", live=True),
+    ] = 100.0
 
     def limits(self) -> Limits:
         """The tenant's ceilings in the controller's terms."""
@@ -250,7 +254,13 @@ class CallSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class HostSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The host as a whole."""
 
-    memory_reserve: Annotated[_Share, doc("Share of the host's memory that no brake is raised into.", live=True)] = 0.05
+    memory: Annotated[
+        _Memory | None,
+        doc("Memory that calls and agents may use in all. Not given: what the host has available.", live=True),
+    ] = None
+    memory_reserve: Annotated[
+        _Share, doc("Share of it (or of the host's memory) that no brake is raised into.", live=True)
+    ] = 0.05
     sample_interval: Annotated[
         Annotated[float, _number("seconds", ge=0.05, le=60)],
         doc("How often usage is read; stretched where it would cost more than sample_budget.", live=True),

@@ -1,9 +1,10 @@
 """What calls of a kind use over their life, learned, and what that says about the host's future. Pure.
 
-life.py is one past call · learner.py the distribution of those that are alike · need.py a forecast · peak.py the
-host's future peak, in the manner of Past-Future · calibration.py how good all that is.
+life.py is one past call · learner.py the distribution of those that are alike · need.py a forecast · kept.py for how
+long it stands · peak.py the host's future peak, in the manner of Past-Future · calibration.py how good all that is.
 """
 
+from controller.forecast.kept import Kept
 from controller.forecast.learner import Learner
 from controller.forecast.life import Kind, Life, life_of
 from controller.forecast.need import UNKNOWN, Future, Need
@@ -13,6 +14,7 @@ __all__ = [
     "SHARE",
     "UNKNOWN",
     "Future",
+    "Kept",
     "Kind",
     "Learner",
     "Life",

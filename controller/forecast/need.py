@@ -29,7 +29,8 @@ class Need:
 
     Peaks in bytes: ``typical`` (median), ``likely`` (9 of 10 stay below), ``claim`` (what it must be able to get to be
     sure to finish, as far as such calls are known). Remaining times in seconds: ``ends_typical``, ``ends_likely``.
-    ``basis`` says from what it was learned; ``count`` from how many calls.
+    ``basis`` says from what it was learned; ``count`` from how many calls. ``declared``: the sizes are those that the
+    call declared. ``timed``: something is known of its length, so that others may be told when it will end.
     """
 
     typical: int
@@ -40,6 +41,8 @@ class Need:
     futures: tuple[Future, ...]
     basis: str
     count: int
+    declared: bool = False
+    timed: bool = True
 
 
-UNKNOWN: Final = Need(0, 0, 0, 0.0, 0.0, (), "nothing", 0)
+UNKNOWN: Final = Need(0, 0, 0, 0.0, 0.0, (), "nothing", 0, timed=False)

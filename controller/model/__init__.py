@@ -41,6 +41,7 @@ from controller.model.squeeze import Squeeze, squeezed
 from controller.model.state import (
     CallState,
     CallView,
+    ForecastView,
     Grant,
     HostView,
     Recognition,
@@ -69,6 +70,7 @@ __all__ = [
     "ControllerError",
     "Decision",
     "EgressRule",
+    "ForecastView",
     "Grant",
     "HostView",
     "Intent",

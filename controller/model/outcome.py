@@ -39,6 +39,7 @@ class Reason(StrEnum):
     OOM_HOST = "oom_host"  # because the host ran out
     BRAKED = "braked"  # it ended by itself, and had been braked on the way
     BRAKE_KILLED = "brake_killed"  # braked, no room came within the bound, killed
+    PRESSURE_KILLED = "pressure_killed"  # ended by the ladder for lack of memory, without having met a threshold
     OPERATOR_KILLED = "operator_killed"
     CANCELLED = "cancelled"  # its launcher or its session went away
     TIMEOUT = "timeout"  # killed at the deadline that it declared

@@ -72,8 +72,21 @@ class SessionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastView:
+    """What calls like one came to, learned from those that ended. Bytes; ``remaining``: seconds, the median."""
+
+    memory_median: int
+    memory_high: int  # the 0.98 quantile of the peaks
+    remaining: float | None
+    lives: int
+    kind: str  # which calls those were
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallView:
-    """One tool call as it is now. ``begun_at`` unix seconds; ``held_since`` is set while braked or frozen."""
+    """One tool call as it is now. ``begun_at`` unix seconds; ``held_since`` is set while braked or frozen. ``eta``:
+    unix seconds at which a queued one typically begins; ``waits_for``: what a queued or held one waits for, in words.
+    """
 
     id: CallId
     session_id: SessionId
@@ -92,6 +105,9 @@ class CallView:
     outcome: Outcome | None = None
     recognition: Recognition | None = None
     squeeze: Squeeze | None = None  # what is in force of it
+    forecast: ForecastView | None = None
+    eta: float | None = None
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

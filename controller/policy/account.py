@@ -3,9 +3,25 @@ the next. The one mutable thing in the policies; it lives for one round."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from controller.model import CallId
 from controller.policy.settings import ControlConfig
 from controller.state import CallFacts, Stage, State
+
+_MARGIN: Final = 16 * 1024 * 1024  # bytes: the overshoot of some processes with a huge page each
+
+
+def margin(hard_limit: int) -> int:
+    """Kept free below a hard limit, but no more than a share of a small one. Bytes."""
+    return min(_MARGIN, hard_limit // 16)
+
+
+def stock(threshold: int) -> int:
+    """How far below its threshold a call that was stopped there may be found, though it freed nothing: the kernel
+    charges ahead, 64 pages a CPU (MEMCG_CHARGE_BATCH), and may take that back while the call stands. A share of the
+    threshold, as a small call is on few CPUs. Bytes."""
+    return min(_MARGIN, max(_MARGIN // 16, threshold // 32), threshold // 8)
 
 
 class Account:
@@ -32,6 +48,14 @@ class Account:
         room = min(free, self._tenant_free.get(call.tenant_id, free))
         if call.hard_limit is not None:
             room = min(room, call.hard_limit - self.reserved.get(call.id, 0))
+        return max(0, room)
+
+    def room_to_grow(self, call: CallFacts, reserve: int = 0) -> int:
+        """As ``room``, for a call that was stopped: below its hard limit a margin stays free, so that its last stop is
+        the brake's, which can explain, and not the OOM killer's."""
+        room = self.room(call, reserve)
+        if call.hard_limit is not None:
+            room = min(room, call.hard_limit - margin(call.hard_limit) - self.reserved.get(call.id, 0))
         return max(0, room)
 
     def tenant_room(self, call: CallFacts) -> int | None:

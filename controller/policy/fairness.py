@@ -1,8 +1,9 @@
 """Who comes first: among calls that wait to begin, and among calls that one must act on. Pure.
 
 Waiting calls are ordered by points: their priority, one point for every ``age`` seconds of waiting (so nobody starves:
-a newcomer starts without), less ``fair_points`` times the tenant's share of the memory over its share of the weights,
-and up to ``deadline_points`` as the deadline comes so near that the call, at its likely length, would miss it.
+a newcomer starts without), its urgency, less ``fair_points`` times the tenant's share of the memory over its share of
+the weights, and up to ``deadline_points`` as the deadline comes so near that the call, at its likely length, would miss
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def in_order(state: State, config: ControlConfig) -> list[CallFacts]:
 
     def points(call: CallFacts) -> float:
         waited = max(0.0, state.at - call.asked_at)
-        score = call.priority + waited / config.age - config.fair_points * over[call.tenant_id] / tenants
+        score = call.priority + call.urgency + waited / config.age
+        score -= config.fair_points * over[call.tenant_id] / tenants
         if call.deadline is not None:
             spare = call.deadline - state.at - call.need.ends_likely
             score += config.deadline_points / (1.0 + max(0.0, spare) / config.age)

@@ -1,4 +1,5 @@
-"""From an intent to a grant: what the call gets, whether it must wait for it, or why it is refused. Pure."""
+"""From an intent to a grant, as far as the moment does not matter: limits, the threshold that was declared, or why it
+can never be. When the call begins, and with how much memory to begin with, is a round's to say (admission). Pure."""
 
 from __future__ import annotations
 
@@ -11,25 +12,15 @@ from controller.policy.text import human_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What the tenant and the host have left at this moment. ``None``: unlimited. Bytes and counts."""
+    """What the tenant and the host have in all. Bytes. ``host_total`` counts where the intent says what is typical."""
 
     tenant_limits: Limits
     tenant_priority: int
-    tenant_calls: int
-    tenant_max_calls: int | None
     host_total: int
-    host_available: int  # above the reserve
     enforced: bool  # whether limits can be enforced on this host
     can_gate_network: bool = True
     can_brake: bool = True
     controllers: frozenset[str] = frozenset({"memory", "cpu", "pids"})  # whose limits this host can set
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Not now. ``message`` says what it waits for."""
-
-    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +35,7 @@ class Refusal:
     unenforceable: bool = False
 
 
-def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Refusal:
+def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Refusal:
     """Observe-only hosts refuse an intent that asks for a limit: ignoring it would be a lie."""
     refusal = _cannot_enforce(intent, room)
     if refusal is not None:
@@ -99,34 +90,15 @@ def decide(intent: Intent, room: Room, config: CallConfig) -> Grant | Wait | Ref
     if pids is not None and config.pids_max is not None and pids > config.pids_max:
         notes.append(f"pids: {pids} asked, {config.pids_max} given (call.pids_max)")
 
-    if room.tenant_max_calls is not None and room.tenant_calls >= room.tenant_max_calls:
-        busy = f"the tenant runs {room.tenant_calls} calls, {room.tenant_max_calls} allowed at once"
-        if intent.on_pressure is OnPressure.WAIT:
-            return Wait(message=busy)
+    if room.enforced and typical is not None and typical > room.host_total and not degrade:
+        total = human_bytes(room.host_total)
         return Refusal(
-            code="too_many_calls",
-            field="",
-            value="",
-            message=busy,
-            remedy="end a call, wait (on_pressure=wait), or ask the operator for a higher max_calls",
+            code="no_memory",
+            field="intent.memory_typical",
+            value=str(typical),
+            message=f"the call typically needs {human_bytes(typical)}, the host has {total} in all",
+            remedy="declare less, or use on_pressure=degrade to take what there is",
         )
-
-    # A call is let in on what it typically needs; what it may burst to is what the brake is for.
-    need = typical if typical is not None else 0
-    if room.enforced and need > room.host_available:
-        left = human_bytes(max(0, room.host_available))
-        short = f"the call typically needs {human_bytes(need)}, the host has {left} to give"
-        if intent.on_pressure is OnPressure.WAIT and need <= room.host_total:
-            return Wait(message=short)
-        if not degrade:
-            return Refusal(
-                code="no_memory",
-                field="intent.memory_typical",
-                value=str(need),
-                message=short,
-                remedy="retry later, declare less, or use on_pressure=wait",
-            )
-        notes.append(f"memory: {short}; started all the same, expect to be braked")
 
     priority = intent.priority if intent.priority is not None else room.tenant_priority
     if priority > room.tenant_priority:

@@ -1,5 +1,6 @@
 """The pressure ladder: what is done to calls that have begun. Pure; the weakest step that helps comes first.
 
+0. **Arm**: while memory is plentiful a call that declared nothing has no threshold; when it gets short, it has one.
 1. **Advise**: a call that outgrew what such calls typically use is told, once, when memory gets scarce.
 2. **Raise**: a held call goes on, its threshold a step higher, when there is room and the host stays *safe* (all begun
    calls can still end one after the other, each getting what such calls claim). The champion (highest priority, oldest)
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controller.model import CallId, OnPressure, TenantId
-from controller.policy.account import Account
+from controller.policy.account import Account, margin, stock
 from controller.policy.fairness import champion, victims
 from controller.policy.settings import ControlConfig
 from controller.policy.text import human_bytes, human_seconds
@@ -31,8 +32,9 @@ def climb(state: State, config: ControlConfig, account: Account) -> list[Step]:
     begun = [c for c in state.calls if c.begun]
     held = [c for c in begun if c.stage is Stage.HELD]
     steps: list[Step] = []
+    steps += _arm(begun, account)
     if account.free < 0:
-        steps += _squeeze(begun, -account.free, account)
+        steps += _squeeze(begun, -account.free, account, code="pressure")
     steps += _rescue(state, begun, account)
     gone = {s.call_id for s in steps if s.kind is StepKind.KILL}
     frozen = {s.call_id for s in steps if s.kind is StepKind.FREEZE}
@@ -47,12 +49,52 @@ def step_of(call: CallFacts, config: ControlConfig) -> int:
     return max(config.raise_step, int(call.usage * config.raise_share))
 
 
+def worth(call: CallFacts, config: ControlConfig) -> int:
+    """The least by which a raise helps: a last, smaller step is better than none, as long as it is worth a resume."""
+    return max(1, min(config.raise_step // 4, call.usage // 4))
+
+
 # --- making room -----------------------------------------------------------------------------------------------------
 
 
-def _squeeze(begun: Sequence[CallFacts], wanted: int, account: Account, *, of: CallFacts | None = None) -> list[Step]:
+def _arm(begun: Sequence[CallFacts], account: Account) -> list[Step]:
+    """Thresholds for running calls that have none: where they likely end, and a little above their use at the least.
+    Who comes first has the most of what there is."""
+    config = account.config
+    steps: list[Step] = []
+    if account.free >= config.arm_below * account.state.capacity:
+        return steps
+    bare = [c for c in begun if c.stage is Stage.RUNNING and not c.granted and not c.unbraked]
+    for call in sorted(bare, key=rank):
+        least = call.usage + config.least_slack
+        brake = max(least, min(call.need.likely, call.usage + account.room(call)))
+        if call.hard_limit is not None:
+            brake = min(brake, max(call.usage, call.hard_limit - margin(call.hard_limit)))
+        account.change(call, brake)
+        steps.append(
+            Step(
+                kind=StepKind.ARM,
+                call_id=call.id,
+                brake=brake,
+                reason=f"memory gets short: it may use up to {human_bytes(brake)} without asking",
+                evidence=_numbers(call, account) | {"new_brake_bytes": float(brake)},
+            )
+        )
+    return steps
+
+
+def _squeeze(
+    begun: Sequence[CallFacts],
+    wanted: int,
+    account: Account,
+    *,
+    of: CallFacts | None = None,
+    to_typical: bool = False,
+    code: str = "slack",
+) -> list[Step]:
     """Lowers thresholds of running calls towards their use until ``wanted`` bytes are found, or none is left. ``of``:
-    for this call, so neither of itself nor of a higher priority."""
+    for this call, so neither of itself nor of a higher priority. ``to_typical``: no lower than what such calls
+    typically come to use. ``code``: "pressure" where the host as a whole is short, so that calls are slowed, too."""
     steps: list[Step] = []
     order = sorted(begun, key=lambda c: (c.priority, -c.begun_at, c.id))
     for call in order:
@@ -60,9 +102,8 @@ def _squeeze(begun: Sequence[CallFacts], wanted: int, account: Account, *, of: C
             break
         if call.stage is not Stage.RUNNING or (of is not None and (call.id == of.id or call.priority > of.priority)):
             continue
-        least = call.usage + account.config.least_slack
-        spare = account.reserved.get(call.id, 0) - least
-        if spare <= 0 or call.granted <= least:
+        least, spare = _slack(call, account, to_typical=to_typical)
+        if spare <= 0:
             continue
         account.change(call, least)
         wanted -= spare
@@ -70,6 +111,7 @@ def _squeeze(begun: Sequence[CallFacts], wanted: int, account: Account, *, of: C
             Step(
                 kind=StepKind.THROTTLE,
                 call_id=call.id,
+                code=code,
                 brake=least,
                 reason=f"memory is short: its threshold is {human_bytes(least)} now, it uses {human_bytes(call.usage)}",
                 evidence=_numbers(call, account) | {"new_brake_bytes": float(least)},
@@ -78,21 +120,36 @@ def _squeeze(begun: Sequence[CallFacts], wanted: int, account: Account, *, of: C
     return steps
 
 
+def _slack(call: CallFacts, account: Account, *, to_typical: bool) -> tuple[int, int]:
+    """The threshold to which that of a running call may be lowered, and what that gives. None of a call that asked to
+    fail fast: it would be ended at a threshold that it never declared."""
+    least = call.usage + account.config.least_slack
+    if to_typical:
+        least = max(least, call.need.typical)
+    if not call.granted or (call.promised and call.on_pressure is OnPressure.FAIL_FAST):
+        return least, 0
+    return least, max(0, account.reserved.get(call.id, 0) - least)
+
+
 def _rescue(state: State, begun: Sequence[CallFacts], account: Account) -> list[Step]:
     """The agents' own processes grew into what was promised to calls: freeze, then kill, one call a round."""
     config = account.config
     if account.free >= 0:
         return []
     order = [c for c in victims(begun) if c.id in account.reserved]
-    if state.unused < config.kill_below * state.capacity:
+    order = [c for c in order if c.usage >= config.first_grant]
+    if state.unused < -config.kill_at * state.reserve:
         # the champion too, at the very last: an agent's own process is never ended, so its call is
         last = champion(begun)
         for call in (*order, *([last] if last is not None and not order else [])):
             if call.usage > 0:
                 account.drop(call)
-                why = f"the host is {human_bytes(-state.unused)} short of memory, and agents would be lost"
+                why = (
+                    f"used {human_bytes(call.usage)} while the host was {human_bytes(-state.unused)} short of memory, "
+                    "and agents would have been lost"
+                )
                 return [_kill(call, "host_full", why, account)]
-    if state.unused < config.freeze_below * state.capacity:
+    if state.unused < -config.freeze_at * state.reserve:
         for call in order:
             if call.stage is Stage.RUNNING:
                 account.change(call, call.usage)
@@ -119,7 +176,7 @@ def _release(begun: Sequence[CallFacts], frozen: set[CallId], account: Account) 
     left: list[CallFacts] = []
     for call in held:
         if call.on_pressure is OnPressure.FAIL_FAST:
-            why = f"it reached {human_bytes(call.usage)}, its threshold, and asked to fail fast"
+            why = f"used {human_bytes(call.usage)}, all that it could be given, and asked to fail fast"
             steps.append(_kill(call, "fail_fast", why, account))
             account.drop(call)
             continue
@@ -151,13 +208,26 @@ def _release(begun: Sequence[CallFacts], frozen: set[CallId], account: Account) 
     return steps
 
 
+def reclaim(call: CallFacts, begun: Sequence[CallFacts], short: int, account: Account) -> list[Step]:
+    """Slack of running calls for ``call``, which waits for ``short`` bytes more than there are: what they neither use
+    nor typically will. Nothing is taken where all of it would not be enough."""
+    inside = (room := account.tenant_room(call)) is not None and room <= account.free
+    able = [c for c in begun if not inside or c.tenant_id == call.tenant_id]
+    spare = sum(
+        _slack(other, account, to_typical=True)[1]
+        for other in able
+        if other.stage is Stage.RUNNING and other.priority <= call.priority
+    )
+    return _squeeze(able, short, account, of=call, to_typical=True) if spare >= short else []
+
+
 def rank(call: CallFacts) -> tuple[float, float, str]:
     """The order in which held calls are served: the highest priority first, then the one that began first."""
     return (-call.priority, call.begun_at, call.id)
 
 
 def _squeeze_for(call: CallFacts, begun: Sequence[CallFacts], account: Account) -> list[Step]:
-    short = step_of(call, account.config) - account.room(call)
+    short = step_of(call, account.config) - account.room_to_grow(call)
     if short <= 0 or _at_its_limit(call, account):
         return []
     inside = _tenant_binds(call, account)
@@ -169,11 +239,14 @@ def _raise(
 ) -> Step | None:
     """None: it cannot be. It can where the call can then finish, or all calls still can, or ``at_any_risk``."""
     config = account.config
-    want = step_of(call, config)
-    room = account.room(call, int(account.state.capacity * config.champion_reserve) if out_of_reserve else 0)
-    # a last, smaller step is better than none, as long as it is worth a resume
+    # what was promised meanwhile (by its agent, or an operator) is given back in one step
+    want = max(step_of(call, config), call.promised - call.usage)
+    room = account.room_to_grow(call, int(account.state.reserve * config.champion_reserve) if out_of_reserve else 0)
     more = min(want, room)
-    if more < min(want, config.least_slack) or more <= 0:
+    back = call.granted - call.usage
+    if stock(call.granted) < back <= room < want:
+        more = back  # it gave memory back while it stood: at least to where it was
+    elif more < min(want, worth(call, config)):
         return None
     before = account.reserved[call.id]
     finishes = call.need.likely - call.usage <= room
@@ -201,7 +274,8 @@ def _hold_or_kill(call: CallFacts, begun: Sequence[CallFacts], running: set[Call
     held = state.at - (call.held_since if call.held_since is not None else state.at)
     why = code = ""
     if _at_its_limit(call, account):
-        code, why = "hard_limit", f"used {used} of its hard limit of {human_bytes(call.hard_limit or 0)}"
+        limit = human_bytes(call.hard_limit or 0)
+        code, why = "hard_limit", f"used {used} of its hard limit of {limit}: waiting cannot help"
     elif not any(c.id in running for c in others):
         # all are held: the last in rank makes room, and nobody where one can still go on
         last = max((c for c in (call, *others) if c.stage is Stage.HELD), key=lambda c: (-c.priority, c.begun_at, c.id))
@@ -225,7 +299,7 @@ def _hold_or_kill(call: CallFacts, begun: Sequence[CallFacts], running: set[Call
 def _at_its_limit(call: CallFacts, account: Account) -> bool:
     if call.hard_limit is None:
         return False
-    return call.hard_limit - call.usage < min(account.config.least_slack, call.hard_limit // 16)
+    return call.hard_limit - margin(call.hard_limit) - call.usage < worth(call, account.config)
 
 
 def _tenant_binds(call: CallFacts, account: Account) -> bool:
@@ -254,9 +328,10 @@ def _mild(state: State, begun: Sequence[CallFacts], account: Account) -> list[St
                     )
                 )
     elif account.free > account.config.relax_above * state.capacity:
-        for call in sorted(begun, key=lambda c: (-c.priority, c.begun_at, c.id)):
+        for call in sorted(begun, key=rank):
             if call.squeezed and call.stage is Stage.RUNNING:
-                brake = max(account.reserved[call.id], min(call.need.likely, call.usage + account.room(call) // 2))
+                wanted = max(call.promised, call.need.likely)
+                brake = max(account.reserved[call.id], min(wanted, call.usage + account.room(call) // 2))
                 account.change(call, brake)
                 steps.append(
                     Step(
@@ -265,6 +340,17 @@ def _mild(state: State, begun: Sequence[CallFacts], account: Account) -> list[St
                         brake=brake,
                         reason=f"memory is there again: its threshold is {human_bytes(brake)}",
                         evidence=_numbers(call, account) | {"new_brake_bytes": float(brake)},
+                    )
+                )
+    if account.free > account.config.disarm_above * state.capacity:
+        for call in sorted(begun, key=rank):
+            if call.granted and not call.promised and not call.squeezed and call.stage is Stage.RUNNING:
+                steps.append(
+                    Step(
+                        kind=StepKind.DISARM,
+                        call_id=call.id,
+                        reason="memory is there again: it needs no threshold",
+                        evidence=_numbers(call, account),
                     )
                 )
     return steps

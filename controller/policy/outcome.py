@@ -86,9 +86,11 @@ def explain(
             sentences.append(f"{name} was killed by the kernel because the whole host ran out of memory.")
             suggestions.append("retry later; declare memory_peak so that the call can be held in time")
         case Reason.BRAKE_KILLED:
-            why = next((d.reason for d in reversed(proof.decisions) if d.action is Action.KILL), "no room came in time")
-            sentences.append(f"{name} was stopped at its memory threshold and then ended: it {why}.")
+            sentences.append(f"{name} was stopped at its memory threshold and then ended: it {_why_killed(proof)}.")
             suggestions += _memory_advice(peak, grant)
+        case Reason.PRESSURE_KILLED:
+            sentences.append(f"{name} was ended for lack of memory, at no fault of its own: it {_why_killed(proof)}.")
+            suggestions.append("begin it again: it will wait for its turn; or do the work in smaller pieces")
         case Reason.OPERATOR_KILLED:
             sentences.append(f"{name} was ended by an operator.")
         case Reason.TIMEOUT:
@@ -146,6 +148,10 @@ def _what_was_done(proof: Proof, held: float, subject: str, usage: Usage, grant:
     if survived_ooms:
         sentences.append(f"{survived_ooms} of its processes were killed at its memory limit.")
     return sentences
+
+
+def _why_killed(proof: Proof) -> str:
+    return next((d.reason for d in reversed(proof.decisions) if d.action is Action.KILL), "was in the way of others")
 
 
 def _memory_advice(peak: int, grant: Grant) -> list[str]:

@@ -3,6 +3,8 @@ and in the simulator."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from controller.policy.account import Account
 from controller.policy.admission import admit
 from controller.policy.ladder import climb
@@ -27,13 +29,4 @@ def _is_ordered(state: State) -> bool:
 
 
 def _ordered(state: State) -> State:
-    return State(
-        at=state.at,
-        capacity=state.capacity,
-        agents=state.agents,
-        agents_growth=state.agents_growth,
-        cpus=state.cpus,
-        memory_pressure=state.memory_pressure,
-        tenants=state.tenants,
-        calls=tuple(sorted(state.calls, key=lambda c: c.id)),
-    )
+    return replace(state, calls=tuple(sorted(state.calls, key=lambda c: c.id)))

@@ -412,6 +412,7 @@ class Simulation:
         return State(
             at=self._now,
             capacity=self._capacity,
+            reserve=self._memory - self._capacity,
             agents=self._agents_memory,
             cpus=self._cpus,
             calls=tuple(sorted((c.facts() for c in self._calls.values()), key=lambda f: f.id)),

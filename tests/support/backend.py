@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controller.backend import (
     CallRecord,
@@ -30,6 +30,7 @@ from controller.model import (
     Squeeze,
     TenantId,
     TenantView,
+    Tripwire,
     Usage,
 )
 
@@ -141,6 +142,10 @@ class RecordingBackend:
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
         self.leaves[ref.call_id].grant = grant
         return ()
+
+    def arm(self, ref: CallRef, tripwire: Tripwire) -> None:
+        leaf = self.leaves[ref.call_id]
+        leaf.grant = replace(leaf.grant, tripwire=tripwire)
 
     def squeeze(self, ref: CallRef, squeeze: Squeeze | None) -> Squeezed:
         if self.cannot_squeeze:

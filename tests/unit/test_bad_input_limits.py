@@ -17,10 +17,7 @@ def room(*, controllers: frozenset[str] = ALL, tenant: Limits | None = None) -> 
     return Room(
         tenant_limits=tenant or Limits(),
         tenant_priority=50,
-        tenant_calls=0,
-        tenant_max_calls=None,
         host_total=1 << 34,
-        host_available=1 << 33,
         enforced=True,
         controllers=controllers,
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controller.config import CallConfig
 from controller.model import UNLIMITED, Grant, Intent, InvalidRequest, Limits, Network, OnPressure
-from controller.policy.grant import Refusal, Room, Wait, decide
+from controller.policy.grant import Refusal, Room, decide
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -42,10 +42,7 @@ def rooms(draw: st.DrawFn, *, controllers: frozenset[str] | None = None) -> Room
     return Room(
         tenant_limits=Limits(memory_max=draw(ceilings), cpu_max=draw(st.none() | st.just(-1.0) | st.floats(0.1, 64))),
         tenant_priority=draw(st.integers(0, 100)),
-        tenant_calls=draw(st.integers(0, 4)),
-        tenant_max_calls=draw(st.none() | st.integers(1, 4)),
         host_total=total,
-        host_available=draw(st.integers(-GIB, total)),
         enforced=draw(st.booleans()),
         can_gate_network=draw(st.booleans()),
         can_brake=draw(st.booleans()),
@@ -113,11 +110,8 @@ def test_what_was_asked_for_is_in_force_or_less_is_said(intent: Intent, room: Ro
 
 
 @given(intents(), rooms())
-def test_only_who_may_wait_waits_and_a_refusal_has_all_its_parts(intent: Intent, room: Room) -> None:
+def test_a_refusal_has_all_its_parts(intent: Intent, room: Room) -> None:
     answer = decide(intent, room, CONFIG)
-    if isinstance(answer, Wait):
-        assert intent.on_pressure is OnPressure.WAIT
-        assert answer.message
     if isinstance(answer, Refusal):
         assert answer.code
         assert answer.message
@@ -126,9 +120,17 @@ def test_only_who_may_wait_waits_and_a_refusal_has_all_its_parts(intent: Intent,
 
 @given(intents(), rooms())
 def test_more_room_never_refuses_what_less_room_granted(intent: Intent, room: Room) -> None:
-    roomier = replace(room, host_available=room.host_total, tenant_max_calls=None)
+    roomier = replace(room, host_total=2 * room.host_total)
     if isinstance(decide(intent, room, CONFIG), Grant):
         assert isinstance(decide(intent, roomier, CONFIG), Grant)
+
+
+def test_what_typically_needs_more_than_the_host_has_is_refused_or_takes_less() -> None:
+    room = Room(tenant_limits=Limits(), tenant_priority=50, host_total=GIB, enforced=True)
+    answer = decide(Intent(memory_typical=2 * GIB), room, CONFIG)
+    assert isinstance(answer, Refusal)
+    assert (answer.code, answer.field) == ("no_memory", "intent.memory_typical")
+    assert isinstance(decide(Intent(memory_typical=2 * GIB, on_pressure=OnPressure.DEGRADE), room, CONFIG), Grant)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, 5000.0])
