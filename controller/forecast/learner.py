@@ -89,7 +89,8 @@ class Learner:
                 alike = [life for life in alike if life.peak > usage]
             if len(alike) >= _ALIKE[level]:
                 return _need(alike, _NAMES[level], ident, elapsed, usage, growing=growing)
-        if elapsed > 0 and not growing and len(self):
+        believed = declared is not None and declared > usage
+        if elapsed > 0 and not growing and not believed and len(self):
             # it has outlived all that are known: such calls have done their growing
             more = elapsed
             if declared_seconds is not None and declared_seconds > elapsed:

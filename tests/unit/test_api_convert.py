@@ -17,6 +17,7 @@ from agentd.proto.corral.v1 import corral_pb2 as pb
 from controller.model import (
     Budget,
     CallState,
+    CallView,
     EgressRule,
     Grant,
     HostView,
@@ -149,6 +150,7 @@ RENAMED = {
         "egress_max": "egress_bytes_per_second",
     },
     TenantView: {"memory_now": "memory_now_bytes"},
+    CallView: {"eta": "eta_seconds"},
     HostView: {"memory_total": "memory_total_bytes", "memory_available": "memory_available_bytes"},
 }
 
