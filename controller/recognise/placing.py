@@ -31,7 +31,7 @@ from controller.model import (
     Refused,
     Usage,
 )
-from controller.policy.grant import Wait
+from controller.queueing import Wait
 from controller.recognise.attachment import Attachment
 from controller.recognise.machine import Begin, Emptied, Join, MainExited
 from controller.recognise.rules import OnRefusal, OnWait, RuleSet, command_of
