@@ -240,10 +240,11 @@ class Coordinator:
                 if decision.ttl is not None and entry.paused:
                     self._later(entry, decision.ttl, self._expired, keep=True)
             case KvAction.OFFLOAD:
+                waited = entry.paused
                 if await self.moves.offload(entry, policy.name, decision.why, decision.evidence):
                     if entry.paused:
                         self._plan_return(entry)
-                    else:  # the call ended while its KV moved
+                    elif waited:  # its call ended while its KV moved
                         await self.moves.restore(entry, policy.name, "its tool call has ended", {})
             case KvAction.DROP:
                 await self.moves.drop(entry, policy.name, decision.why, decision.evidence)
