@@ -126,16 +126,17 @@ class Coordinator:
 
     def looked(self, watch: EngineWatch) -> None:
         """An engine answered: what its reading says of pauses that wait for room, and of those who must make some."""
-        if not watch.acts:
+        if watch.section.policy == "off":
             return
         entries = self.book.of_engine(watch.name)
+        tier = self.sight.tier(watch)
+        # the host may know of these also where the engine is only observed: they touch nothing of it
+        self._on_hints(watch.name, self.sight.policy(watch).hints(tier.paused, tier))
+        if not watch.acts:
+            return
         for entry in entries:
             if entry.paused and entry.timer is None and entry.kv.residency is Residency.OFFLOADED:
                 self._plan_return(entry)
-        policy = self.sight.policy(watch)
-        tier = self.sight.tier(watch)
-        pauses = [self.sight.pause(entry) for entry in entries if entry.paused]
-        self._on_hints(watch.name, policy.hints(pauses, tier))
         need = tier.used + tier.waiting_tokens - int(watch.section.pressure * tier.capacity)
         # of slots each is its owner's alone: room is made when a turn needs one (make_room)
         slots = self.moves.has_slots(watch.name)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import structlog
@@ -38,7 +39,7 @@ _log: Final = structlog.get_logger("corral.engines")
 _LONGEST_PAUSE: Final = 30.0  # seconds between two looks at an engine that is away
 _INFO_SECONDS: Final = 300.0  # an engine that is there is asked again what it is and can do
 _MAX_KEY: Final = 4096  # bytes of an API key's file
-_COSTS: Final = 8  # rounds of which the cheapest counts: what others did meanwhile is not ours
+_COSTS: Final = 8  # rounds of which the median counts: what others did meanwhile is measured, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ class EngineWatch:
             else:
                 self._pause = self.section.interval
             self._costs.append(time.process_time() - started)
-            self.cost = min(self._costs)
+            self.cost = median(self._costs)
             self.rounds += 1
             self.changed.set()
             self.changed = asyncio.Event()

@@ -22,7 +22,7 @@ class GatewayTurns:
         return await self._tier.before_turn(SessionId(session_id), engine, conversation)
 
     def ended(self, session_id: str, engine: str, conversation: str, report: TurnReport) -> None:
-        if report.estimated or report.error or report.cancelled:
+        if report.estimated or report.error or report.cancelled or not report.prompt:
             # how much of the prompt the engine has now is not known: its slot, or the next turn, will tell
             self._tier.gave_up_turn(SessionId(session_id), engine, conversation)
             return

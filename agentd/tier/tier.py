@@ -41,6 +41,7 @@ from gpu.policy import HostHint
 _log: Final = structlog.get_logger("corral.tier")
 
 SWITCHES_SHOWN: Final = 200
+URGENT_POINTS: Final = 25.0  # of an urgency of 1, on the scale of priorities: as much as a tenant's share weighs
 _FOLLOW_AGAIN: Final = 1.0  # seconds
 
 
@@ -78,7 +79,7 @@ def past_switches(path: Path) -> list[Switch]:
 
 
 class Tier:
-    """``past``: context switches of before, the oldest first. ``on_hint``: session, urgency (-1 to 1), why."""
+    """``past``: context switches of before, the oldest first. ``effects``: None: on the engines themselves."""
 
     def __init__(
         self,
@@ -86,11 +87,10 @@ class Tier:
         ledger: Ledger,
         *,
         past: Iterable[Switch] = (),
-        on_hint: Callable[[SessionId, float, str], None] | None = None,
         effects: KvEffects | None = None,
     ) -> None:
         self._host = host
-        self._on_hint = on_hint
+        self._urgent: dict[str, dict[SessionId, float]] = {}  # by engine: what the queue was told
         self.record = _Record(host, ledger)
         self.record.newest.extend(past)
         self.watches: dict[str, EngineWatch] = {}
@@ -116,6 +116,7 @@ class Tier:
         await self.gpus.configure(enabled=config.gpu.enabled, interval=config.gpu.interval, share=share)
         for name in [n for n, watch in self.watches.items() if config.engines.get(n) != watch.section]:
             watch = self.watches.pop(name)
+            self._hints(name, ())
             await watch.stop()
             if name in config.engines:
                 self.coordinator.sight.forget_engine(name)
@@ -202,12 +203,20 @@ class Tier:
             self.coordinator.session_closed(session_id)
 
     def _hints(self, engine: str, hints: tuple[HostHint, ...]) -> None:
-        if self._on_hint is None:
-            return
+        """Calls of sessions that hold much KV while others need room gain places in the host's queue, those whose next
+        turn would wait in any case lose some."""
+        told = self._urgent.get(engine, {})
+        now: dict[SessionId, float] = {}
         for hint in hints:
             entry = self.coordinator.book.get(hint.session)
             if entry is not None:
-                self._on_hint(entry.session_id, hint.urgency, f"{engine}: {hint.why}")
+                now[entry.session_id] = max(now.get(entry.session_id, -1.0), hint.urgency)
+        for session_id in told.keys() | now.keys():
+            points = round(now.get(session_id, 0.0) * URGENT_POINTS)
+            if points != round(told.get(session_id, 0.0) * URGENT_POINTS):
+                with contextlib.suppress(ControllerError):  # the session has ended
+                    self._host.set_urgency(session_id, float(points))
+        self._urgent[engine] = now
 
     def _charge_session(self, session_id: SessionId, gpu_seconds: float, joules: float) -> None:
         self._host.charge(session_id, None, Charges(gpu_seconds=gpu_seconds, joules=joules))

@@ -122,7 +122,11 @@ class Corral:
 
 @contextlib.asynccontextmanager
 async def corral(
-    context: Context, *, settings: Mapping[str, Table] | None = None, tenant: Table | None = None
+    context: Context,
+    *,
+    settings: Mapping[str, Table] | None = None,
+    tenant: Table | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Corral]:
     """A daemon of its own, ready, with a session; purged at the end, whatever happens. Raises EmbeddedError."""
     if not os.access(LAUNCHER, os.X_OK):
@@ -135,6 +139,7 @@ async def corral(
         settings={"daemon": {"log_format": "text"}, **(settings or {})},
         label="corral-bench",
     )
+    daemon.environment |= environment or {}
     try:
         await daemon.start()
         async with connect(str(daemon.operator_socket)) as client:
