@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agentd.api.attached import Selector, is_session
+from agentd.containers.engine import Engine
+from agentd.containers.follow import FollowFile
+from agentd.containers.service import Containers
 from agentd.hook.classify import classify
 from controller.host import Host
-from controller.model import CannotEnforce, NotFound, SessionId, SessionView
+from controller.model import SessionId, SessionView
 from controller.recognise.recogniser import Recogniser
 from controller.recognise.rules import Library
 
@@ -15,14 +18,17 @@ from controller.recognise.rules import Library
 class Attaching:
     """See agentd.api.attached.AttachPort."""
 
-    def __init__(self, host: Host, library: Library) -> None:
+    def __init__(self, host: Host, library: Library, engine: Engine, file: FollowFile) -> None:
         self.recogniser = Recogniser(host, library, classify)
+        self._containers = Containers(host, self.recogniser, engine, file)
 
     async def start(self) -> None:
         """After the host has taken over what an earlier daemon left."""
         self.recogniser.resume()
+        await self._containers.start()
 
     async def stop(self) -> None:
+        await self._containers.stop()
         await self.recogniser.stop()
 
     def process(self, *, tenant: str, name: str, labels: Mapping[str, str], pid: int, rules: str) -> SessionView:
@@ -31,10 +37,10 @@ class Attaching:
     async def containers(
         self, *, tenant: str, name: str, labels: Mapping[str, str], selector: Selector, rules: str
     ) -> Sequence[SessionView]:
-        raise CannotEnforce("containers cannot be attached yet", remedy="attach the agent's process (--pid)")
+        return await self._containers.attach(tenant=tenant, name=name, labels=labels, selector=selector, rules=rules)
 
     async def detach(self, target: str) -> Sequence[SessionId]:
         if is_session(target):
             self.recogniser.detach(SessionId(target))
             return [SessionId(target)]
-        raise NotFound(f"no attached session {target[:80]!r}", field="target", remedy="see: corral session list")
+        return await self._containers.detach(target)

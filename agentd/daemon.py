@@ -23,6 +23,8 @@ from agentd.api.server import ApiServer, ServerLimits
 from agentd.attach import Attaching
 from agentd.broker import Broker, BrokerError
 from agentd.config import Config, ConfigError, diff, effective, host_config, load, split_address
+from agentd.containers.engine import Engine
+from agentd.containers.follow import FollowFile
 from agentd.doctor import features, own_features
 from agentd.launchers import Launchers
 from agentd.ledger import Health, Ledger, LedgerError, LedgerReader, LedgerSettings, RetentionPolicy
@@ -189,7 +191,12 @@ class Daemon:
             max_per_uid=config.broker.max_per_uid,
             begin_timeout=config.broker.begin_timeout,
         )
-        attaching = Attaching(self._host, Library())
+        attaching = Attaching(
+            self._host,
+            Library(config.attach.rules_dir),
+            Engine(config.attach.docker),
+            FollowFile(config.daemon.state_dir),
+        )
         stack.push_async_callback(attaching.stop)
         await attaching.start()
         history = LedgerHistory(config.ledger_path, trouble=lambda: self._ledger.health.error)

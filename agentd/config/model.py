@@ -319,6 +319,15 @@ class MetricsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
 
 
+class AttachSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sessions of what runs already (corral session attach)."""
+
+    docker: Annotated[_Text, doc("Where Docker Engine listens.")] = "unix:///run/docker.sock"
+    rules_dir: Annotated[
+        Path, doc("Directory of your own sets of rules, NAME.toml; they come before those of the same name that ship.")
+    ] = field(default_factory=lambda: Path("/etc/corral/rules"))
+
+
 class GpuSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """GPUs, through NVIDIA's NVML."""
 
@@ -427,6 +436,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: HostSection = field(default_factory=HostSection)
     ledger: LedgerSection = field(default_factory=LedgerSection)
     metrics: MetricsSection = field(default_factory=MetricsSection)
+    attach: AttachSection = field(default_factory=AttachSection)
     prices: PricesSection = field(default_factory=PricesSection)
     gpu: GpuSection = field(default_factory=GpuSection)
     engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(

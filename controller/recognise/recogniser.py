@@ -47,6 +47,7 @@ log = structlog.get_logger("corral.recognise")
 
 _ROUND: Final = 512  # events that one wake-up handles
 _MOVE_PASSES: Final = 16
+_CONTAINER_GRACE: Final = 2.0  # seconds in which the kernel ends what is of a container whose first process ended
 _LEAVE_RETRY: Final = 1.0  # seconds between looks whether a session that ends is empty of calls
 
 
@@ -217,6 +218,10 @@ class Recogniser:
                 machine.add_helper(session.id, process.pid)
         log.info("attached", session=session.id, pid=attachment.pid, rules=rules.name, container=attachment.container)
 
+    def check_rules(self, name: str) -> None:
+        """Raises NotFound or InvalidRequest."""
+        self._library.load(name)
+
     # --- detaching ---------------------------------------------------------------------------------------------------
 
     def detach(self, session_id: SessionId) -> None:
@@ -226,28 +231,35 @@ class Recogniser:
             )
         self._leave(session_id)
 
+    def ended(self, session_id: SessionId) -> None:
+        """The container has stopped. What still runs of its calls (in the host's pid namespace) is ended with it."""
+        if session_id in self._attached:
+            self._leave(session_id, grace=_CONTAINER_GRACE)
+
     def of_container(self, container: str) -> SessionId | None:
         return next((a.session.id for a in self._attached.values() if a.attachment.container == container), None)
 
     def containers(self) -> dict[SessionId, Attachment]:
         return {a.session.id: a.attachment for a in self._attached.values() if a.attachment.container and not a.leaving}
 
-    def _leave(self, session_id: str) -> None:
+    def _leave(self, session_id: str, *, grace: float | None = None) -> None:
         attached = self._attached[session_id]
         if not attached.leaving:
             attached.leaving = True
-            self._spawn(self._close(attached))
+            self._spawn(self._close(attached, grace))
 
-    async def _close(self, attached: _Attached) -> None:
+    async def _close(self, attached: _Attached, grace: float | None) -> None:
+        """When its calls have ended; those that run after ``grace`` seconds are ended."""
         session = attached.session
-        while session.calls and not session.closing:
+        deadline = time.monotonic() + (grace if grace is not None else float("inf"))
+        while session.calls and not session.closing and time.monotonic() < deadline:
             ends = [asyncio.create_task(call.ended.wait()) for call in list(session.calls.values())]
             await asyncio.wait(ends, timeout=_LEAVE_RETRY, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 end.cancel()
         if not session.closing:
             try:
-                await self._host.close_session(session.id, kill=False)
+                await self._host.close_session(session.id, kill=grace is not None)
             except ControllerError as err:
                 log.warning("an attached session could not be closed", session=session.id, error=str(err))
         self._forget(session.id)
@@ -350,7 +362,10 @@ class Recogniser:
                 case Emptied():
                     self.placing.emptied(step)
                 case RootExited():
-                    if step.scope in self._attached:
+                    attached = self._attached.get(step.scope)
+                    if attached is not None and attached.attachment.container:
+                        self.ended(attached.session.id)
+                    elif attached is not None:
                         self._leave(step.scope)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:

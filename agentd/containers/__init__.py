@@ -1,0 +1,1 @@
+"""Docker containers as sessions: the engine (find, inspect, events), and what follows what it says."""
