@@ -331,7 +331,11 @@ class Host(BudgetMethods):
 
     def snapshot(self, *, with_ended: bool = False) -> Snapshot:
         return snapshot(
-            self.registry, self.shared.backend, self._reader, with_ended=with_ended, problems=self._problems()
+            self.registry,
+            self.shared.backend,
+            self._reader,
+            with_ended=with_ended,
+            problems=(*self._problems(), *self.keeper.problems()),
         )
 
     def subscribe(self, *, session_id: SessionId | None = None) -> Subscription:

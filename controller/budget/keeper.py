@@ -53,6 +53,7 @@ class Budgets:
         self._saved = saved or SavedBudgets(rules={}, balances={}, marks={}, turns={})
         self._dirty_calls: dict[CallId, Call] = {}
         self._dirty = False
+        self._uncounted: set[Resource] = set()
 
     # --- who has which budgets ---------------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ class Budgets:
         active = self._counts(call)
         call.meter = CallMeter(time.monotonic(), active=active, begun_charged=True)
         if active:
-            self._charge(call.session, _ONE_CALL)
+            self._charge_begin(call.session)
             self._dirty_calls[call.id] = call
 
     def sampled(self, call: Call) -> None:
@@ -191,6 +192,13 @@ class Budgets:
         self._charge(session, turn_charges(turn, self._shared.config.prices))
         self.flush()
         return turns
+
+    def problems(self) -> list[str]:
+        """Budgets that this host cannot charge, in words, for every screen."""
+        return [
+            f"budgets of {resource.value} stay full: nothing here counts it (corral doctor says what is missing)"
+            for resource in sorted(self._uncounted)
+        ]
 
     # --- the ledger --------------------------------------------------------------------------------------------------
 
@@ -268,11 +276,35 @@ class Budgets:
 
     def _advance(self, call: Call, meter: CallMeter, at: float, *, last: bool) -> None:
         charges = meter.advance(call.usage, at, last=last)
+        if last:
+            self._look_for_uncounted(call)
         if not meter.begun_charged:
             meter.begun_charged = True
             charges += _ONE_CALL
         self._dirty_calls[call.id] = call
         self._charge(call.session, charges)
+
+    def _look_for_uncounted(self, call: Call) -> None:
+        for resource, counted in (
+            (Resource.NETWORK_BYTES, call.usage.net_rx_bytes is not None),
+            (Resource.MEMORY_BYTE_SECONDS, call.usage.memory_peak is not None or call.usage.memory_now is not None),
+        ):
+            if resource not in call.session.account.stocks and resource not in call.tenant.account.stocks:
+                continue
+            if counted:
+                self._uncounted.discard(resource)
+            else:
+                self._uncounted.add(resource)
+
+    def _charge_begin(self, session: Session) -> None:
+        """As ``_charge`` of one call begun, on the path of a begin."""
+        at, price = now(), self._shared.config.prices.call
+        for owner in (session.tenant, session):
+            held = owner.account.stocks.get(Resource.CALLS_BEGUN)
+            if held is not None:
+                self._use(owner, held, 1.0, at)
+            if price > 0 and (money := owner.account.stocks.get(Resource.MONEY)) is not None:
+                self._use(owner, money, price, at)
 
     def _charge(self, session: Session, charges: Charges) -> None:
         at = now()
@@ -344,10 +376,12 @@ def _notes(session: Session, told: dict[tuple[str, Resource], Level]) -> list[st
     for owner in (session.tenant, session):
         account = owner.account
         for resource, held in account.stocks.items():
-            key = (account.scope, resource)
             if held.level < Level.LOW:
-                told.pop(key, None)
-            elif told.get(key, Level.PLENTY) < held.level:
+                if told:
+                    told.pop((account.scope, resource), None)
+                continue
+            key = (account.scope, resource)
+            if told.get(key, Level.PLENTY) < held.level:
                 at = now()
                 held.refill(at)
                 told[key] = held.level

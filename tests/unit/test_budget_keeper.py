@@ -369,3 +369,13 @@ async def test_views_say_what_is_left() -> None:
         assert [b.resource for b in snapshot.sessions[0].budgets] == ["tokens"]
         assert r.backend.sessions[session].session.budgets == (), "the tree's records stay small"
         await asyncio.sleep(0)
+
+
+async def test_a_budget_that_nothing_counts_is_said() -> None:
+    network = BudgetRule(resource=Resource.NETWORK_BYTES, limit=1e6, hard=True)
+    async with rig(acme(network)) as r:
+        session = r.open()
+        await r.ends(r.launch(session), cpu_usec=5)
+        assert any("budgets of network_bytes stay full" in text for text in r.host.snapshot().host.missing)
+        await r.ends(r.launch(session), net_rx_bytes=0, net_tx_bytes=0)
+        assert r.host.snapshot().host.missing == ()
