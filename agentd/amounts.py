@@ -2,7 +2,7 @@
 
 ``10h`` of CPU or GPU time, ``500G`` of network traffic (binary), ``16G*8h`` of memory (16 GiB for eight hours), ``2M``
 tokens or calls (decimal), ``5kWh`` or ``18MJ`` of energy, ``12.50`` of money. A plain number is in the resource's unit.
-A whole budget is ``LIMIT [per PERIOD] [hard|soft]``: ``"10h per 1d hard"``.
+A whole budget is ``LIMIT [per PERIOD] [soft|hard|end]``: ``"10h per 1d hard"``; ``end`` is hard, and ends what runs.
 """
 
 from __future__ import annotations
@@ -81,11 +81,9 @@ def parse_resource(text: str) -> Resource:
 
 
 def parse_budget(resource: Resource, text: str) -> BudgetRule:
-    """``LIMIT [per PERIOD] [hard|soft]``; soft and never full again where nothing is said. Raises UnitError."""
+    """``LIMIT [per PERIOD] [soft|hard|end]``; soft and never full again where nothing is said. Raises UnitError."""
     words = text.split()
-    hard = False
-    if words and words[-1] in ("hard", "soft"):
-        hard = words.pop() == "hard"
+    kind = words.pop() if words and words[-1] in ("soft", "hard", "end") else "soft"
     period = None
     if "per" in words:
         at = words.index("per")
@@ -93,6 +91,6 @@ def parse_budget(resource: Resource, text: str) -> BudgetRule:
         words = words[:at]
     limit = parse_amount(resource, " ".join(words))
     try:
-        return BudgetRule(resource=resource, limit=limit, hard=hard, period=period)
+        return BudgetRule(resource=resource, limit=limit, hard=kind != "soft", period=period, ends_calls=kind == "end")
     except InvalidRequest as err:
         raise UnitError(f"{err.field}: {err.message}; {err.remedy}") from None

@@ -77,6 +77,7 @@ class Endings:
             Reason.BRAKE_KILLED: "brake",
             Reason.PRESSURE_KILLED: "ladder",
             Reason.OPERATOR_KILLED: "operator",
+            Reason.BUDGET_EXHAUSTED: "budget",
             Reason.OOM_CALL: "oom",
         }
         self._shared.decide(call, Action.KILL, policy.get(reason, "lifetime"), why, evidence=evidence)

@@ -121,6 +121,7 @@ class Host(BudgetMethods):
         self.sampler.on_round = self._round
         self.sampler.on_sampled = self.keeper.sampled
         self.endings.on_measured = self.keeper.ended
+        self.keeper.end = self.endings.kill
         self.registry.on_tenant = self.keeper.open_tenant
         self.registry.on_session = self.keeper.open_session
         self._tasks: list[asyncio.Task[None]] = []

@@ -23,6 +23,7 @@ def budget_to_proto(budget: Budget) -> pb.Budget:
         used=budget.used,
         remaining=budget.remaining,
         hard=budget.hard,
+        ends_calls=budget.ends_calls,
         period_seconds=budget.period_seconds,
         refills_at=budget.refills_at,
         band=pb.BUDGET_BAND_UNSPECIFIED if budget.band is None else BAND[budget.band],
@@ -60,7 +61,7 @@ def rule_from_proto(message: pb.SetBudgetRequest) -> BudgetRule | None:
     """None: the budget is to be removed. Raises InvalidRequest."""
     resource = resource_from_proto(message.resource)
     if not message.HasField("limit"):
-        if message.hard or message.HasField("period_seconds"):
+        if message.hard or message.ends_calls or message.HasField("period_seconds"):
             raise InvalidRequest(
                 "is missing, and the rest of a budget is given",
                 field="limit",
@@ -71,6 +72,7 @@ def rule_from_proto(message: pb.SetBudgetRequest) -> BudgetRule | None:
         resource=resource,
         limit=message.limit,
         hard=message.hard,
+        ends_calls=message.ends_calls,
         period=message.period_seconds if message.HasField("period_seconds") else None,
     )
 

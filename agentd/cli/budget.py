@@ -57,8 +57,8 @@ def budget(context: Context) -> int:
 
 def _no_rule(context: Context) -> None:
     args = context.args
-    if args.hard or args.soft or args.per is not None:
-        raise UsageError("--hard, --soft and --per belong to 'budget set'", remedy=USAGE)
+    if args.hard or args.end or args.soft or args.per is not None:
+        raise UsageError("--hard, --end, --soft and --per belong to 'budget set'", remedy=USAGE)
 
 
 def _list(context: Context, text: str | None) -> int:
@@ -110,7 +110,7 @@ def row(one: pb.Budget, now: float) -> list[Cell | str]:
         human_amount(one.resource, one.limit),
         human_amount(one.resource, one.used),
         _BAND.get(one.band, Cell("-", Style.DIM)),
-        "hard" if one.hard else "soft",
+        ("hard, ends calls" if one.ends_calls else "hard") if one.hard else "soft",
         refill,
     ]
 
@@ -121,8 +121,8 @@ def table(context: Context, budgets: Iterable[pb.Budget], now: float) -> None:
 
 def _set(context: Context, text: str, resource: str, limit: str) -> int:
     args = context.args
-    if args.hard and args.soft:
-        raise UsageError("--hard and --soft contradict each other", remedy="give one; soft is the default")
+    if args.soft and (args.hard or args.end):
+        raise UsageError("--soft contradicts --hard and --end", remedy="give one; soft is the default")
     try:
         kind = parse_resource(resource)
         amount = parse_amount(kind, limit)
@@ -138,7 +138,12 @@ def _set(context: Context, text: str, resource: str, limit: str) -> int:
         snapshot = api.snapshot()
         target = targets.find(snapshot, text, kinds=("session", "tenant"))
         request = pb.SetBudgetRequest(
-            target=target.id, resource=kind.value, limit=amount, hard=args.hard, period_seconds=period
+            target=target.id,
+            resource=kind.value,
+            limit=amount,
+            hard=args.hard or args.end,
+            ends_calls=args.end,
+            period_seconds=period,
         )
         return _answered(context, target, api.set_budget(request), snapshot.at)
 

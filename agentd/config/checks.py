@@ -178,7 +178,7 @@ def _check_budgets(name: str, tenant: TenantSection, report: Report) -> None:
             except UnitError as err:
                 cause = str(err).partition("; ")[0]
                 limit = form(Resource(resource))
-                report(path, cause, f"write LIMIT [per PERIOD] [hard|soft], LIMIT being {limit}", text)
+                report(path, cause, f"write LIMIT [per PERIOD] [soft|hard|end], LIMIT being {limit}", text)
 
 
 def _check_default_tenant(config: Config, report: Report) -> None:

@@ -188,7 +188,7 @@ class TenantSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     budgets: Annotated[
         dict[str, _Text],
         doc(
-            "What it may use up as a whole: resource = LIMIT [per PERIOD] [hard or soft], "
+            "What it may use up as a whole: resource = LIMIT [per PERIOD] [soft, hard or end], "
             'e.g. cpu_seconds = "10h per 1d hard" (docs/control.md).',
             live=True,
         ),

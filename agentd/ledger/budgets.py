@@ -70,7 +70,8 @@ def write(connection: sqlite3.Connection, changes: Sequence[BudgetChange], ended
     for statement in _REMOVE:
         connection.executemany(statement, [(scope, r.value) for scope, r in removed])
     connection.executemany(
-        _RULE, [(scope, r.value, rule.limit, int(rule.hard), rule.period) for (scope, r), rule in rules.items()]
+        _RULE,
+        [(scope, r.value, rule.limit, rule.hard + rule.ends_calls, rule.period) for (scope, r), rule in rules.items()],
     )
     connection.executemany(_BALANCE, [(scope, r.value, b.start, b.used) for (scope, r), b in balances.items()])
     connection.executemany(_MARK, [_mark_row(mark) for mark in marks.values()])
@@ -97,7 +98,11 @@ def read(connection: sqlite3.Connection, path: Path) -> SavedBudgets:
     for row in connection.execute("SELECT * FROM budgets"):
         try:
             rule = BudgetRule(
-                resource=Resource(row["resource"]), limit=row["amount"], hard=bool(row["hard"]), period=row["period"]
+                resource=Resource(row["resource"]),
+                limit=row["amount"],
+                hard=row["hard"] > 0,
+                ends_calls=row["hard"] > 1,
+                period=row["period"],
             )
         except (ValueError, ControllerError) as err:
             _damaged(path, "budgets", row, err)

@@ -2,7 +2,8 @@
 
 Calls are charged as they run (each sample) and to the last microsecond at their end: what the counters say then, less
 what was charged before. A hard budget that is used up lets no call begin; calls that run may finish, since half a tool
-call is worth nothing and its use is spent: the overdraft is forgotten with the next period.
+call is worth nothing and its use is spent (the overdraft is forgotten with the next period); a budget that ends calls
+ends them at the next sample.
 
 What a call's begin pays: two dictionaries are walked, and one small object is made. Writing is the sampler's round's.
 """
@@ -10,7 +11,7 @@ What a call's begin pays: two dictionaries are walked, and one small object is m
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final
 
@@ -30,6 +31,7 @@ from controller.model import (
     Decision,
     Grant,
     NotFound,
+    Reason,
     Refused,
     Resource,
     SavedBudgets,
@@ -40,6 +42,9 @@ from controller.model import (
 from controller.policy.grant import Refusal
 from controller.registry import Call, Session, Tenant, now
 from controller.shared import Shared
+
+End = Callable[[Call, Reason, str, dict[str, float]], None]
+"""Ends a call: the outcome's reason, why in words, and the numbers."""
 
 CODE: Final = "budget_exhausted"  # stable: docs/outcomes.md
 _ONE_CALL: Final = Charges(calls_begun=1.0)
@@ -54,6 +59,7 @@ class Budgets:
         self._dirty_calls: dict[CallId, Call] = {}
         self._dirty = False
         self._uncounted: set[Resource] = set()
+        self.end: End = _nothing  # the owner's
 
     # --- who has which budgets ---------------------------------------------------------------------------------------
 
@@ -77,8 +83,9 @@ class Budgets:
         made = of.account.set_rule(rule, now(), by_operator=True)
         period = f" a period of {rule.period:g} s" if rule.period is not None else ""
         kind = "hard" if rule.hard else "soft"
+        ends = ", and ends calls" if rule.ends_calls else ""
         limit = human_amount(rule.resource.value, rule.limit)
-        self._record(of, f"the {kind} budget of {rule.resource.value} is {limit}{period} now")
+        self._record(of, f"the {kind} budget of {rule.resource.value} is {limit}{period} now{ends}")
         self._rewrite(of.id, made)
 
     def remove_rule(self, of: Tenant | Session, resource: Resource) -> None:
@@ -148,6 +155,7 @@ class Budgets:
             self._dirty_calls[call.id] = call
         else:
             self._advance(call, meter, at, last=False)
+            self._end_if_used_up(call)
 
     def ended(self, call: Call) -> tuple[Budget, ...]:
         """``call.usage`` is final. What is left of the session's and the tenant's stocks."""
@@ -162,6 +170,15 @@ class Budgets:
     def left(self, session: Session) -> tuple[Budget, ...]:
         at = now()
         return (*session.tenant.account.views(at), *session.account.views(at))
+
+    def _end_if_used_up(self, call: Call) -> None:
+        for owner in (call.tenant, call.session):
+            for held in owner.account.stocks.values():
+                if held.rule.ends_calls and held.level is Level.USED_UP and held.is_used_up(at := now()):
+                    budget = stocks.view(held.balance, held.rule, owner.account.scope, at)
+                    evidence = {"limit": budget.limit, "used": budget.used}
+                    self.end(call, Reason.BUDGET_EXHAUSTED, left_words(budget, _whose(owner), held.level, at), evidence)
+                    return
 
     # --- what is not seen by counters --------------------------------------------------------------------------------
 
@@ -394,6 +411,10 @@ def _notes(session: Session, told: dict[tuple[str, Resource], Level]) -> list[st
 
 def refused(refusal: Refusal) -> Refused:
     return Refused(refusal.message, code=refusal.code, field=refusal.field, value=refusal.value, remedy=refusal.remedy)
+
+
+def _nothing(call: Call, reason: Reason, why: str, evidence: dict[str, float]) -> None:
+    pass
 
 
 def _name(of: Tenant | Session) -> str:

@@ -99,6 +99,7 @@ def view(balance: Balance, rule: BudgetRule, scope: str, now: float) -> Budget:
         used=balance.used,
         remaining=left,
         hard=rule.hard,
+        ends_calls=rule.ends_calls,
         period_seconds=rule.period,
         refills_at=refills_at(balance, rule),
         band=band(left, rule.limit),

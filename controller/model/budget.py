@@ -54,6 +54,7 @@ class Budget:
     used: float
     remaining: float
     hard: bool = True
+    ends_calls: bool = False
     period_seconds: float | None = None
     refills_at: float | None = None  # unix seconds
     band: Band | None = None
@@ -65,13 +66,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetRule:
-    """A budget as it was set. ``hard``: once it is used up nothing begins any more. ``period`` seconds: it is full
-    again at each whole multiple since 1970 (a day ends at midnight UTC); None: never."""
+    """A budget as it was set. ``hard``: once it is used up nothing begins any more; what runs may finish, unless it
+    ``ends_calls``. ``period`` seconds: it is full again at each whole multiple since 1970 (a day ends at midnight UTC);
+    None: never."""
 
     resource: Resource
     limit: float
     hard: bool = False
     period: float | None = None
+    ends_calls: bool = False
 
     def __post_init__(self) -> None:
         # "not (low <= x <= high)" also refuses NaN
@@ -81,6 +84,10 @@ class BudgetRule:
                 field="limit",
                 value=str(self.limit),
                 remedy=f"give 0 to {MAX_AMOUNT:g}",
+            )
+        if self.ends_calls and not self.hard:
+            raise InvalidRequest(
+                "a soft budget ends no calls", field="ends_calls", remedy="make it hard, too, or leave ends_calls out"
             )
         if self.period is not None and not MIN_PERIOD <= self.period <= MAX_PERIOD:
             raise InvalidRequest(

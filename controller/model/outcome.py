@@ -40,6 +40,7 @@ class Reason(StrEnum):
     BRAKED = "braked"  # it ended by itself, and had been braked on the way
     BRAKE_KILLED = "brake_killed"  # braked, no room came within the bound, killed
     PRESSURE_KILLED = "pressure_killed"  # ended by the ladder for lack of memory, without having met a threshold
+    BUDGET_EXHAUSTED = "budget_exhausted"  # a hard budget was used up that ends the calls that run
     OPERATOR_KILLED = "operator_killed"
     CANCELLED = "cancelled"  # its launcher or its session went away
     TIMEOUT = "timeout"  # killed at the deadline that it declared

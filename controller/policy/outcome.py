@@ -76,8 +76,9 @@ def explain(
     name = f"The {intent.tool!r} call" if intent.tool else "The call"
     match reason:
         case Reason.OOM_CALL:
-            limit = _bytes(grant.limits.memory_max)
-            sentences.append(f"{name} was killed by the kernel when it reached its memory limit of {limit}.")
+            sentences.append(
+                f"{name} was killed by the kernel when it reached its memory limit of {_bytes(grant.limits.memory_max)}."
+            )
             suggestions += _memory_advice(peak, grant)
         case Reason.OOM_TENANT:
             sentences.append(f"{name} was killed by the kernel because its tenant as a whole ran out of memory.")
@@ -91,20 +92,25 @@ def explain(
         case Reason.PRESSURE_KILLED:
             sentences.append(f"{name} was ended for lack of memory, at no fault of its own: it {_why_killed(proof)}.")
             suggestions.append("begin it again: it will wait for its turn; or do the work in smaller pieces")
+        case Reason.BUDGET_EXHAUSTED:
+            sentences.append(f"{name} was ended because a budget is used up: {_why_killed(proof)}.")
+            suggestions.append("do less at once, finish with what there is, or ask the operator for more")
         case Reason.OPERATOR_KILLED:
             sentences.append(f"{name} was ended by an operator.")
         case Reason.TIMEOUT:
-            limit = human_seconds(intent.deadline or 0.0)
-            sentences.append(f"{name} was ended because it reached the deadline of {limit} that it declared.")
+            sentences.append(
+                f"{name} was ended because it reached the deadline of {human_seconds(intent.deadline or 0.0)} that it "
+                "declared."
+            )
             suggestions.append("declare a longer deadline, or split the work")
         case Reason.CANCELLED:
             sentences.append(f"{name} was ended because the process that started it went away.")
         case Reason.PIDS_LIMIT:
-            limit = str(grant.limits.pids_max)
             sentences.append(
-                f"{name} failed; {proof.pids_refused} times it could not start a process: its limit is {limit} at once."
+                f"{name} failed; {proof.pids_refused} times it could not start a process: its limit is "
+                f"{grant.limits.pids_max} at once."
             )
-            suggestions.append(f"start fewer processes at once, or declare more than {limit} (pids)")
+            suggestions.append(f"start fewer processes at once, or declare more than {grant.limits.pids_max} (pids)")
         case Reason.NETWORK_DENIED:
             sentences.append(
                 f"{name} failed; {proof.connects_refused} connections were refused: its intent allows "

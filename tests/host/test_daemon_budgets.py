@@ -87,6 +87,18 @@ async def test_cpu_time_is_charged_as_it_is_used_and_a_running_call_may_finish(d
     assert status == 0, err
 
 
+async def test_a_budget_that_ends_calls_ends_a_runaway(daemons: DaemonFactory) -> None:
+    daemon = await daemons.start(tenants={"acme": {"session_budgets": {"cpu_seconds": "300ms end"}}}, settings=QUICK)
+    session = await daemon.open_session("acme")
+    status, _, err = await daemon.call(session, load_program(), "cpu:60000")
+    assert status != 0
+    assert "was ended because a budget is used up" in err
+    assert "hard budget of cpu_seconds of this session is used up" in err
+    (call,) = (await daemon.history(session, ended=1)).calls
+    assert call.outcome.reason == "budget_exhausted"
+    assert 0.3 <= call.outcome.usage.cpu_usec / 1e6 < 20
+
+
 async def test_nothing_is_lost_or_charged_twice_by_a_daemon_that_is_killed(daemons: DaemonFactory) -> None:
     """A call that had ended, one that works on while no daemon runs, and one that ends meanwhile."""
     resources = {"cpu_seconds": "1h", "calls_begun": "100", "network_bytes": "1G", "memory_byte_seconds": "1G*1h"}

@@ -67,6 +67,7 @@ def test_every_resource_has_a_form() -> None:
 def test_budgets() -> None:
     cpu = Resource.CPU_SECONDS
     assert parse_budget(cpu, "10h per 1d hard") == BudgetRule(resource=cpu, limit=36_000.0, hard=True, period=86_400.0)
+    assert parse_budget(cpu, "10h end") == BudgetRule(resource=cpu, limit=36_000.0, hard=True, ends_calls=True)
     assert parse_budget(cpu, "10h") == BudgetRule(resource=cpu, limit=36_000.0)
     assert parse_budget(cpu, " 1h  30m per 1h 30m soft ") == BudgetRule(resource=cpu, limit=5400.0, period=5400.0)
 

@@ -87,11 +87,13 @@ async def test_what_is_left_stands_in_the_grant(served: Served) -> None:
 
 async def test_operators_set_and_remove(served: Served) -> None:
     async with connect(served.operator) as api:
-        request = pb.SetBudgetRequest(target="acme", resource="tokens", limit=5.0, hard=True, period_seconds=60.0)
+        request = pb.SetBudgetRequest(
+            target="acme", resource="tokens", limit=5.0, hard=True, ends_calls=True, period_seconds=60.0
+        )
         answer = await api.call(api.operator.SetBudget, request)
         assert [b.resource for b in answer.budgets] == ["cpu_seconds"], "all of the target"
         await api.call(api.operator.SetBudget, pb.SetBudgetRequest(target="acme", resource="tokens"))
-    rule = BudgetRule(resource=Resource.TOKENS, limit=5.0, hard=True, period=60.0)
+    rule = BudgetRule(resource=Resource.TOKENS, limit=5.0, hard=True, period=60.0, ends_calls=True)
     assert served.host.asked == [("set_budget", "acme", rule), ("remove_budget", "acme", Resource.TOKENS)]
 
 
@@ -103,6 +105,7 @@ async def test_operators_set_and_remove(served: Served) -> None:
         (pb.SetBudgetRequest(target="acme", resource="tokens", limit=-1.0), "limit"),
         (pb.SetBudgetRequest(target="acme", resource="tokens", limit=float("nan")), "limit"),
         (pb.SetBudgetRequest(target="acme", resource="tokens", hard=True), "limit"),
+        (pb.SetBudgetRequest(target="acme", resource="tokens", limit=1.0, ends_calls=True), "ends_calls"),
         (pb.SetBudgetRequest(target="acme", resource="tokens", limit=1.0, period_seconds=0.1), "period_seconds"),
     ],
 )

@@ -25,6 +25,7 @@ from controller.model import (
     Intent,
     InvalidRequest,
     NotFound,
+    Reason,
     Refused,
     Resource,
     SavedBudgets,
@@ -140,6 +141,23 @@ async def test_at_the_end_of_a_hard_budget_nothing_begins_and_what_runs_may_fini
             await r.ends(call)
         r.host.set_budget("acme", replace(CALLS, limit=4.0))
         r.launch(session)
+
+
+async def test_a_budget_that_ends_calls_ends_those_that_run() -> None:
+    async with rig(acme(replace(CPU, ends_calls=True))) as r:
+        session = r.open()
+        one, other, spared = r.launch(session), r.launch(session), r.launch(r.open())
+        r.uses(one, cpu_usec=9_000_000)
+        assert one.killed_as is None
+        r.uses(other, cpu_usec=1_000_000)
+        r.uses(one, cpu_usec=9_000_000)
+        assert (one.killed_as, other.killed_as) == (Reason.BUDGET_EXHAUSTED, Reason.BUDGET_EXHAUSTED)
+        outcome = await r.host.end(one.id, 9)
+        assert outcome.reason is Reason.BUDGET_EXHAUSTED
+        assert "the hard budget of cpu_seconds of this tenant is used up: 0 s of 10 s left" in outcome.summary
+        r.host.set_budget("acme", replace(CPU, limit=100.0, ends_calls=True))
+        r.uses(spared, cpu_usec=1)
+        assert spared.killed_as is None
 
 
 async def test_a_hard_budget_is_full_again_with_its_period() -> None:

@@ -49,6 +49,10 @@ async def test_set_and_remove(daemon: FakeDaemon) -> None:
         target=ACME, resource="cpu_seconds", limit=36_000, hard=True, period_seconds=86_400
     )
     assert done.out.splitlines()[0] == "tenant acme"
+    await corral("budget", "set", "acme", "cpu_seconds", "1h", "--end", api=daemon.target)
+    assert daemon.last(pb.SetBudgetRequest) == pb.SetBudgetRequest(
+        target=ACME, resource="cpu_seconds", limit=3600, hard=True, ends_calls=True
+    )
     await corral("budget", "set", "rollout", "tokens", "2M", api=daemon.target)
     assert daemon.last(pb.SetBudgetRequest) == pb.SetBudgetRequest(target=ROLLOUT, resource="tokens", limit=2e6)
     done = await corral("budget", "remove", "rollout", "tokens", api=daemon.target)
@@ -62,7 +66,7 @@ async def test_set_and_remove(daemon: FakeDaemon) -> None:
         (("set", "acme", "cpu_seconds"), "not complete"),
         (("set", "acme", "apples", "5"), "'apples' is nothing that can be used up; one of cpu_seconds"),
         (("set", "acme", "tokens", "10h"), "'10h' is no amount of tokens; write a number such as 50000 or 2M"),
-        (("set", "acme", "tokens", "5", "--hard", "--soft"), "contradict"),
+        (("set", "acme", "tokens", "5", "--hard", "--soft"), "contradicts"),
         (("set", "acme", "tokens", "5", "--per", "often"), "--per: 'often' is not a duration"),
         (("remove", "acme"), "not complete"),
         (("acme", "beta"), "not understood"),

@@ -62,7 +62,7 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "budget": (
         "budget set acme cpu_seconds 10h --hard --per 1d",
-        {"words": ["set", "acme", "cpu_seconds", "10h"], "hard": True, "soft": False, "per": "1d"},
+        {"words": ["set", "acme", "cpu_seconds", "10h"], "hard": True, "end": False, "soft": False, "per": "1d"},
     ),
     "priority": ("priority c-1 80", {"target": "c-1", "value": "80"}),
     "tenant set": ("tenant set acme --memory-high 2G --priority 10", {"name": "acme", "memory_high": "2G"}),

@@ -27,6 +27,7 @@ from tests.unit.ledger_objects import call, ended, nothing, session, tenant
 
 TENANT = new_tenant_id()
 CPU, TOKENS = Resource.CPU_SECONDS, Resource.TOKENS
+ENDS = BudgetRule(resource=CPU, limit=0.0, hard=True, ends_calls=True)
 RULE = BudgetRule(resource=TOKENS, limit=1e6, hard=True, period=3600.0)
 
 
@@ -62,14 +63,14 @@ async def test_everything_comes_back(ledger: Ledger) -> None:
     turns = Turns(turns=3, prompt_tokens=5, cached_tokens=4, generated_tokens=2, model_seconds=1.5, joules=0.25)
     ledger.budgets_changed(
         BudgetChange(
-            rules=((of_session, RULE), (TENANT, BudgetRule(resource=CPU, limit=0.0))),
+            rules=((of_session, RULE), (TENANT, ENDS)),
             balances=((TENANT, CPU, Balance(start=0.0, used=1.25)),),
             marks=(one,),
             turns=((of_session, turns),),
         )
     )
     found = await saved(ledger)
-    assert found.rules == {(of_session, TOKENS): RULE, (TENANT, CPU): BudgetRule(resource=CPU, limit=0.0)}
+    assert found.rules == {(of_session, TOKENS): RULE, (TENANT, CPU): ENDS}
     assert found.balances == {(TENANT, CPU): Balance(used=1.25)}
     assert found.turns == {of_session: turns}
     (kept,) = found.marks.values()

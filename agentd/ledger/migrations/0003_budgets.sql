@@ -8,7 +8,7 @@ CREATE TABLE budgets (              -- those of the configuration are read from 
     scope    TEXT NOT NULL,
     resource TEXT NOT NULL,
     amount   REAL NOT NULL,
-    hard     INTEGER NOT NULL,      -- 0 or 1
+    hard     INTEGER NOT NULL,      -- 0: soft, 1: hard, 2: hard, and ends calls
     period   REAL,                  -- seconds; NULL: never full again
     PRIMARY KEY (scope, resource)
 ) STRICT, WITHOUT ROWID;

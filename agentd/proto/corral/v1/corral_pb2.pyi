@@ -579,7 +579,7 @@ class GetBudgetRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("resource", "scope", "limit", "used", "remaining", "hard", "period_seconds", "refills_at", "band")
+    __slots__ = ("resource", "scope", "limit", "used", "remaining", "hard", "period_seconds", "refills_at", "band", "ends_calls")
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -589,6 +589,7 @@ class Budget(_message.Message):
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REFILLS_AT_FIELD_NUMBER: _ClassVar[int]
     BAND_FIELD_NUMBER: _ClassVar[int]
+    ENDS_CALLS_FIELD_NUMBER: _ClassVar[int]
     resource: str
     scope: str
     limit: float
@@ -598,7 +599,8 @@ class Budget(_message.Message):
     period_seconds: float
     refills_at: float
     band: BudgetBand
-    def __init__(self, resource: _Optional[str] = ..., scope: _Optional[str] = ..., limit: _Optional[float] = ..., used: _Optional[float] = ..., remaining: _Optional[float] = ..., hard: _Optional[bool] = ..., period_seconds: _Optional[float] = ..., refills_at: _Optional[float] = ..., band: _Optional[_Union[BudgetBand, str]] = ...) -> None: ...
+    ends_calls: bool
+    def __init__(self, resource: _Optional[str] = ..., scope: _Optional[str] = ..., limit: _Optional[float] = ..., used: _Optional[float] = ..., remaining: _Optional[float] = ..., hard: _Optional[bool] = ..., period_seconds: _Optional[float] = ..., refills_at: _Optional[float] = ..., band: _Optional[_Union[BudgetBand, str]] = ..., ends_calls: _Optional[bool] = ...) -> None: ...
 
 class GetBudgetResponse(_message.Message):
     __slots__ = ("budgets",)
@@ -860,18 +862,20 @@ class KillResponse(_message.Message):
     def __init__(self, call_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetBudgetRequest(_message.Message):
-    __slots__ = ("target", "resource", "limit", "hard", "period_seconds")
+    __slots__ = ("target", "resource", "limit", "hard", "period_seconds", "ends_calls")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     HARD_FIELD_NUMBER: _ClassVar[int]
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENDS_CALLS_FIELD_NUMBER: _ClassVar[int]
     target: str
     resource: str
     limit: float
     hard: bool
     period_seconds: float
-    def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., limit: _Optional[float] = ..., hard: _Optional[bool] = ..., period_seconds: _Optional[float] = ...) -> None: ...
+    ends_calls: bool
+    def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., limit: _Optional[float] = ..., hard: _Optional[bool] = ..., period_seconds: _Optional[float] = ..., ends_calls: _Optional[bool] = ...) -> None: ...
 
 class SetBudgetResponse(_message.Message):
     __slots__ = ("budgets",)
