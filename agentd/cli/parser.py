@@ -156,16 +156,14 @@ def _control(command: Any) -> None:
     one.add_argument("--brake", metavar="SIZE", help="of a call: stopped in the kernel past this much; off disarms")
     one = command(
         "budget",
-        "what is left of what can be used up: budget [TARGET]; budget set TARGET RESOURCE LIMIT [--hard] [--end] [--per TIME]; "
-        "budget remove TARGET RESOURCE",
+        "what is left of what can be used up: budget [TARGET]; budget set TARGET RESOURCE LIMIT [--hard] [--end] "
+        "[--per TIME]; budget remove TARGET RESOURCE",
         epilog=_BUDGETS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("words", nargs="*", metavar="WHAT", help="TARGET is a session or a tenant: id, piece or name")
     one.add_argument("--hard", action="store_true", help="nothing begins once it is used up")
-    one.add_argument(
-        "--end", action="store_true", help="hard, and calls that run then are ended (else they may finish)"
-    )
+    one.add_argument("--end", action="store_true", help="hard, and calls that run are ended then")
     one.add_argument("--soft", action="store_true", help="it is only told (default)")
     one.add_argument("--per", metavar="TIME", help="full again with each such period, e.g. 1d (midnight UTC)")
     one = command("priority", "change the priority of a call, session or tenant")

@@ -69,14 +69,15 @@ def write(connection: sqlite3.Connection, changes: Sequence[BudgetChange], ended
         turns |= dict(change.turns)
     for statement in _REMOVE:
         connection.executemany(statement, [(scope, r.value) for scope, r in removed])
-    connection.executemany(
-        _RULE,
-        [(scope, r.value, rule.limit, rule.hard + rule.ends_calls, rule.period) for (scope, r), rule in rules.items()],
-    )
+    connection.executemany(_RULE, [_rule_row(scope, rule) for (scope, _), rule in rules.items()])
     connection.executemany(_BALANCE, [(scope, r.value, b.start, b.used) for (scope, r), b in balances.items()])
     connection.executemany(_MARK, [_mark_row(mark) for mark in marks.values()])
     connection.executemany(_ENDED, [(call_id,) for call_id in ended])
     connection.executemany(_PUT_TURNS, [(of, *(getattr(t, name) for name in _TURNS)) for of, t in turns.items()])
+
+
+def _rule_row(scope: str, rule: BudgetRule) -> tuple[str | int | float | None, ...]:
+    return (scope, rule.resource.value, rule.limit, rule.hard + rule.ends_calls, rule.period)
 
 
 def _mark_row(mark: CallMark) -> tuple[str | int | float, ...]:

@@ -77,7 +77,8 @@ def explain(
     match reason:
         case Reason.OOM_CALL:
             sentences.append(
-                f"{name} was killed by the kernel when it reached its memory limit of {_bytes(grant.limits.memory_max)}."
+                f"{name} was killed by the kernel when it reached its memory limit of "
+                f"{_bytes(grant.limits.memory_max)}."
             )
             suggestions += _memory_advice(peak, grant)
         case Reason.OOM_TENANT:

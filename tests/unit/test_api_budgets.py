@@ -87,9 +87,8 @@ async def test_what_is_left_stands_in_the_grant(served: Served) -> None:
 
 async def test_operators_set_and_remove(served: Served) -> None:
     async with connect(served.operator) as api:
-        request = pb.SetBudgetRequest(
-            target="acme", resource="tokens", limit=5.0, hard=True, ends_calls=True, period_seconds=60.0
-        )
+        request = pb.SetBudgetRequest(target="acme", resource="tokens", limit=5.0, hard=True, ends_calls=True)
+        request.period_seconds = 60.0
         answer = await api.call(api.operator.SetBudget, request)
         assert [b.resource for b in answer.budgets] == ["cpu_seconds"], "all of the target"
         await api.call(api.operator.SetBudget, pb.SetBudgetRequest(target="acme", resource="tokens"))

@@ -82,6 +82,11 @@ class Rig:
         return found[0].used
 
 
+def ended_as(call: Call) -> Reason | None:
+    """A function, since a type checker takes an attribute to stay as it was."""
+    return call.killed_as
+
+
 @asynccontextmanager
 async def rig(*tenants: TenantConfig, **more: object) -> AsyncIterator[Rig]:
     made = Rig(*tenants, **more)  # type: ignore[arg-type]  # as Rig has it
@@ -148,16 +153,16 @@ async def test_a_budget_that_ends_calls_ends_those_that_run() -> None:
         session = r.open()
         one, other, spared = r.launch(session), r.launch(session), r.launch(r.open())
         r.uses(one, cpu_usec=9_000_000)
-        assert one.killed_as is None
+        assert ended_as(one) is None
         r.uses(other, cpu_usec=1_000_000)
         r.uses(one, cpu_usec=9_000_000)
-        assert (one.killed_as, other.killed_as) == (Reason.BUDGET_EXHAUSTED, Reason.BUDGET_EXHAUSTED)
+        assert ended_as(one) is ended_as(other) is Reason.BUDGET_EXHAUSTED
         outcome = await r.host.end(one.id, 9)
         assert outcome.reason is Reason.BUDGET_EXHAUSTED
         assert "the hard budget of cpu_seconds of this tenant is used up: 0 s of 10 s left" in outcome.summary
         r.host.set_budget("acme", replace(CPU, limit=100.0, ends_calls=True))
         r.uses(spared, cpu_usec=1)
-        assert spared.killed_as is None
+        assert ended_as(spared) is None
 
 
 async def test_a_hard_budget_is_full_again_with_its_period() -> None:
