@@ -26,6 +26,9 @@ from agentd.config import Config, ConfigError, diff, effective, host_config, loa
 from agentd.containers.engine import Engine
 from agentd.containers.follow import FollowFile
 from agentd.doctor import features, own_features
+from agentd.gateway import GatewayError
+from agentd.gateway.compose import gateway_settings, start_gateway
+from agentd.gateway.service import GatewayService
 from agentd.launchers import Launchers
 from agentd.ledger import Health, Ledger, LedgerError, LedgerReader, LedgerSettings, RetentionPolicy
 from agentd.log import set_level
@@ -94,6 +97,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker: Broker | None = None
         self._tier: Tier | None = None
+        self._gateway: GatewayService | None = None
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises the errors of its parts when it cannot start; whatever had started is
@@ -215,6 +219,10 @@ class Daemon:
         stack.push_async_callback(self._api.stop, grace=_GRACE)
         await self._broker.start()
         stack.push_async_callback(self._broker.close)
+        self._gateway = start_gateway(config, self._host, tier)
+        if self._gateway is not None:
+            stack.push_async_callback(self._gateway.stop)
+            self._metrics.more.append(self._gateway.totals.collector)
         self._features = await trying
         for coroutine in (self._notifier.watchdog(), self._metrics.watch_loop()):
             stack.callback(asyncio.create_task(coroutine).cancel)
@@ -332,6 +340,8 @@ class Daemon:
         found = [*self._lasting, *self._groups.values()]
         if self._tier is not None:
             found += self._tier.problems()
+        if self._gateway is not None:
+            found += self._gateway.problems()
         ledger = self._ledger.health
         if not ledger.ok:
             found.append(f"the history is not written, {ledger.backlog} records wait in memory: {ledger.error}")
@@ -389,6 +399,8 @@ class Daemon:
         self._host.reconfigure(host_config(config))
         if self._tier is not None:
             await self._tier.configure(config)
+        if self._gateway is not None and (settings := gateway_settings(config)) is not None:
+            await self._gateway.change(settings)
         served = {str(listener) for listener in self._api.listeners}
         wanted = {str(listener): listener for listener in self._listeners(config) if isinstance(listener, UnixListener)}
         for listener in self._api.listeners:
@@ -409,6 +421,7 @@ def start_errors() -> tuple[type[Exception], ...]:
         CannotEnforceHere,
         CannotStart,
         ControllerError,
+        GatewayError,
         LedgerError,
         MetricsError,
         OSError,

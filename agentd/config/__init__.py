@@ -1,6 +1,7 @@
 """The daemon's configuration: TOML, strictly checked, as frozen values. docs/configuration.md has every key."""
 
-from agentd.config.checks import split_address, uids_of_tenants
+from agentd.config.addresses import split_address
+from agentd.config.checks import uids_of_tenants
 from agentd.config.engines import engine_config
 from agentd.config.errors import ConfigError, ConfigInvalid, ConfigSyntaxError, ConfigUnreadable, Problem
 from agentd.config.host import host_config

@@ -10,8 +10,10 @@ import re
 from typing import Final
 
 from agentd.amounts import form, parse_budget
+from agentd.config.addresses import split_address
 from agentd.config.convert import Report, suggest
 from agentd.config.engines import check_engines
+from agentd.config.gateway import check_gateway
 from agentd.config.model import REFUSE, Config, TenantSection
 from agentd.units import UnitError
 from controller.model import Resource, is_name
@@ -32,19 +34,9 @@ def check(config: Config, report: Report, *, accounts: bool) -> None:
         _check_budgets(name, tenant, report)
     _check_default_tenant(config, report)
     check_engines(config, report)
+    check_gateway(config, report)
     if accounts:
         _check_accounts(config, report)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """``"127.0.0.1:9464"`` or ``"[::1]:9464"`` as address and port (0: any free one). Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65_535:
-        raise ValueError(f"{text[:80]!r} has no port from 0 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        return str(ipaddress.IPv6Address(host[1:-1])), int(port)
-    # names are refused: what they resolve to may change, and with it who can reach the socket
-    return str(ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)), int(port)
 
 
 def _check_names(config: Config, report: Report) -> None:

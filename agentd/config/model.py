@@ -422,6 +422,35 @@ class EngineSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = 1e9
 
 
+class GatewaySection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A gateway for model turns, OpenAI-compatible (docs/gateway.md). Off while neither listen nor socket is set."""
+
+    listen: Annotated[_Text, doc('Address and port, e.g. "127.0.0.1:8090". Empty: not over TCP.')] = ""
+    allow_remote: Annotated[
+        bool, doc("Allow an address that other hosts can reach. There is no TLS: tokens and prompts can be read.")
+    ] = False
+    socket: Annotated[Path | None, doc("Path of a unix socket, where the kernel says whose a request is.")] = None
+    socket_mode: Annotated[_Mode, doc("Its permissions. Open to all by default: a token is needed.")] = 0o666
+    engine: Annotated[_Text, doc("Name of the engine that turns go to. Empty: the only one that there is.")] = ""
+    user: Annotated[_Text, doc("User that its process becomes; it needs nothing of the host. Empty: the daemon's.")] = (
+        "nobody"
+    )
+    max_connections: Annotated[_Count, doc("Connections at once, of clients and to the engine.")] = 1024
+    max_streams: Annotated[_Count, doc("Turns at once of one session.")] = 64
+    max_body: Annotated[
+        Annotated[int, _number("bytes", ge=4096, le=1 << 30)], doc("Largest request that is accepted.")
+    ] = 16 * 1024**2
+    max_buffered: Annotated[
+        Annotated[int, _number("bytes", ge=4096, le=MAX_MEMORY)], doc("Of all requests under way together.")
+    ] = 256 * 1024**2
+    first_byte: Annotated[_Time, doc("How long an engine may take until its answer begins.")] = 600.0
+    between: Annotated[_Time, doc("How long it may be silent within an answer.")] = 120.0
+
+    @property
+    def on(self) -> bool:
+        return bool(self.listen or self.socket)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of agentd. Without a file the defaults hold."""
 
@@ -442,6 +471,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(
         default_factory=dict
     )
+    gateway: GatewaySection = field(default_factory=GatewaySection)
 
     @property
     def operator_socket(self) -> Path:

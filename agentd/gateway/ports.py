@@ -29,13 +29,17 @@ class Ask(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Admission(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """It may run. ``fields`` are added to the request's body: what binds it to its KV at this engine."""
+    """It may run. ``fields`` are added to the request's body: what binds it to its KV at this engine.
+
+    ``tells_usage``: the engine counts tokens in a stream without being asked (llama.cpp does).
+    """
 
     session: str
     tenant: str = ""
     engine: str = ""
     conversation: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
+    tells_usage: bool = False
 
 
 class TurnReport(Struct, frozen=True, kw_only=True, omit_defaults=True):

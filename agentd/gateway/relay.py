@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from agentd.gateway.body import Body
 from agentd.gateway.client import Client, Limits
 from agentd.gateway.errors import ClientGone, Refusal, UpstreamError
 from agentd.gateway.figures import Meter
 from agentd.gateway.http1 import RequestHead
-from agentd.gateway.ports import Ask, TurnPort, TurnReport
+from agentd.gateway.ports import Admission, Ask, TurnPort, TurnReport
 from agentd.gateway.sse import EventFilter
 from agentd.gateway.upstream import Response, Upstream
 from agentd.log import get_logger
@@ -118,7 +117,7 @@ class Relay:
             admission = await self._port.admit(ask)
             turn = _Turn(path, Meter(path, began), queued=asyncio.get_running_loop().time() - began, size=size)
             try:
-                await self._forward(client, head, body, admission.fields, turn)
+                await self._forward(client, head, body, admission, turn)
             except BaseException as error:
                 turn.failed(error)
                 raise
@@ -130,14 +129,13 @@ class Relay:
             if self._streams[ask.token] <= 0:
                 del self._streams[ask.token]
 
-    async def _forward(
-        self, client: Client, head: RequestHead, body: Body, fields: Mapping[str, Any], turn: _Turn
-    ) -> None:
+    async def _forward(self, client: Client, head: RequestHead, body: Body, admission: Admission, turn: _Turn) -> None:
         strip = False
-        if body.stream and not self._tells_usage and turn.path != "/v1/responses":
+        tells = self._tells_usage or admission.tells_usage
+        if body.stream and not tells and turn.path != "/v1/responses":
             strip = body.ask_for_usage()
         try:
-            encoded = body.encode(fields)
+            encoded = body.encode(admission.fields)
             async with self._upstream.exchange("POST", turn.path, _passed(head), encoded) as response:
                 del encoded
                 turn.status = response.head.status

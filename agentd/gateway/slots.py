@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from agentd.gateway.costs import Costs
+from agentd.gateway.entries import Entry, SlotEngine, SlotTotals, Waiter
 from agentd.log import get_logger
 from gpu.engines import KvMoved, KvRef
 from gpu.engines.llamacpp import file_name
@@ -30,59 +30,6 @@ from gpu.policy import KvAction, KvDecision, KvPolicy, Pause, Place, Tier, Waiti
 log = get_logger("corral.slots")
 
 _LEARNED: Final = 64  # durations that are kept for sessions between two calls, of which nothing else is known
-
-
-class SlotEngine(Protocol):
-    """gpu.engines.LlamaCpp. All raise gpu.errors.EngineError."""
-
-    async def offload(self, ref: KvRef) -> KvMoved: ...
-    async def restore(self, ref: KvRef) -> KvMoved: ...
-    async def drop(self, ref: KvRef) -> KvMoved: ...
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One session. ``slot``: where its KV is or is being brought to. ``moving``: a move of it is under way."""
-
-    session: str
-    slot: int | None = None
-    tokens: int = 0
-    where: Place = Place.DROPPED
-    busy: bool = False
-    moving: bool = False
-    waiters: list[_Waiter] = field(default_factory=list)
-    paused_at: float | None = None
-    expected: float | None = None
-    durations: Sequence[float] = ()
-    last_used: float = 0.0
-    waited: float = 0.0
-    stored: int = 0  # bytes outside
-    timer: asyncio.TimerHandle | None = None
-    held_from: float = 0.0  # of the byte-seconds below
-    held: float = 0.0  # byte-seconds of its pauses
-
-    @property
-    def idle(self) -> bool:
-        return self.slot is not None and not (self.busy or self.moving or self.waiters)
-
-
-@dataclass(slots=True)
-class _Waiter:
-    since: float
-    granted: asyncio.Future[int]
-
-
-@dataclass(slots=True)
-class SlotTotals:
-    """Since the beginning. Byte-seconds are those of sessions whose tool ran."""
-
-    offloads: int = 0
-    restores: int = 0
-    drops: int = 0
-    failures: int = 0
-    moved_bytes: int = 0
-    moving_seconds: float = 0.0
-    held_byte_seconds: float = 0.0
 
 
 class Slots:
@@ -112,8 +59,8 @@ class Slots:
         self._costs = costs or Costs()
         self._directory = directory
         self._clock = clock or asyncio.get_running_loop().time
-        self._owner: list[_Entry | None] = [None] * count
-        self._entries: dict[str, _Entry] = {}
+        self._owner: list[Entry | None] = [None] * count
+        self._entries: dict[str, Entry] = {}
         self._moves: set[asyncio.Task[None]] = set()
         self._recent: list[float] = []
         self._closed = False
@@ -128,10 +75,10 @@ class Slots:
         """
         entry = self._entries.get(session)
         if entry is None:
-            entry = self._entries[session] = _Entry(session, last_used=self._clock())
+            entry = self._entries[session] = Entry(session, last_used=self._clock())
         if entry.paused_at is not None:
             self.pause_ended(session)  # the turn says so: whoever should have told us did not
-        waiter = _Waiter(self._clock(), asyncio.get_running_loop().create_future())
+        waiter = Waiter(self._clock(), asyncio.get_running_loop().create_future())
         lost = entry.where is not Place.RESIDENT and entry.tokens > 0
         entry.waiters.append(waiter)
         self._dispatch()
@@ -206,7 +153,7 @@ class Slots:
 
     def where(self, session: str) -> tuple[Place, int | None, int]:
         """Where its KV is, in which slot, and how many tokens it has."""
-        entry = self._entries.get(session) or _Entry(session)
+        entry = self._entries.get(session) or Entry(session)
         return entry.where, entry.slot, entry.tokens
 
     @property
@@ -251,7 +198,7 @@ class Slots:
             slot, victim.slot = victim.slot, None
             self._begin(entry, slot, victim, offload=decision is KvAction.OFFLOAD)
 
-    def _grant(self, entry: _Entry) -> None:
+    def _grant(self, entry: Entry) -> None:
         while entry.waiters and entry.slot is not None:
             waiter = entry.waiters.pop(0)
             if not waiter.granted.done():
@@ -270,7 +217,7 @@ class Slots:
                 return slot
         return None
 
-    def _victim(self) -> tuple[_Entry | None, KvAction]:
+    def _victim(self) -> tuple[Entry | None, KvAction]:
         """Whose slot is taken, and what becomes of its KV. Gives up saved ones where the policy says so."""
         candidates = [entry for entry in self._entries.values() if entry.idle and entry.where is Place.RESIDENT]
         if not candidates:
@@ -292,12 +239,12 @@ class Slots:
             action = KvAction.DROP
         return victim, action
 
-    def _fits(self, entry: _Entry) -> bool:
+    def _fits(self, entry: Entry) -> bool:
         return self.stored + entry.tokens * self._unit <= self._store
 
     # --- moves -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, entry: _Entry, slot: int, victim: _Entry | None, *, offload: bool = False) -> None:
+    def _begin(self, entry: Entry, slot: int, victim: Entry | None, *, offload: bool = False) -> None:
         """Bring ``entry`` into ``slot``, which was ``victim``'s until now."""
         self._owner[slot] = entry
         entry.slot = slot
@@ -316,7 +263,7 @@ class Slots:
             victim.stored = victim.tokens * self._unit
         self._spawn(self._bring(entry, slot, victim))
 
-    async def _bring(self, entry: _Entry, slot: int, victim: _Entry | None) -> None:
+    async def _bring(self, entry: Entry, slot: int, victim: Entry | None) -> None:
         try:
             if victim is not None:
                 await self._save(victim, slot)
@@ -328,7 +275,7 @@ class Slots:
             self._grant(entry)
             self._dispatch()
 
-    async def _put_out(self, entry: _Entry, slot: int, action: KvAction) -> None:
+    async def _put_out(self, entry: Entry, slot: int, action: KvAction) -> None:
         """At the begin of a pause, or when it has been held for long enough: the slot is free afterwards."""
         try:
             if action is KvAction.OFFLOAD:
@@ -342,7 +289,7 @@ class Slots:
                 entry.slot = None
             self._dispatch()
 
-    async def _return(self, entry: _Entry, slot: int) -> None:
+    async def _return(self, entry: Entry, slot: int) -> None:
         """Ahead of the call's end."""
         try:
             await self._load(entry, slot)
@@ -351,7 +298,7 @@ class Slots:
             self._grant(entry)
             self._dispatch()
 
-    async def _save(self, entry: _Entry, slot: int) -> None:
+    async def _save(self, entry: Entry, slot: int) -> None:
         self._hold(entry)
         try:
             moved = await self._engine.offload(KvRef(session=entry.session, slot=slot))
@@ -370,7 +317,7 @@ class Slots:
         elif entry.paused_at is not None:
             self._plan_return(entry)
 
-    async def _load(self, entry: _Entry, slot: int) -> None:
+    async def _load(self, entry: Entry, slot: int) -> None:
         self._hold(entry)
         try:
             moved = await self._engine.restore(KvRef(session=entry.session, slot=slot))
@@ -381,7 +328,7 @@ class Slots:
         self.totals.restores += 1
         self._discard(entry, where=Place.RESIDENT)
 
-    async def _erase(self, entry: _Entry, slot: int) -> None:
+    async def _erase(self, entry: Entry, slot: int) -> None:
         self._hold(entry)
         try:
             await self._engine.drop(KvRef(session=entry.session, slot=slot))
@@ -391,7 +338,7 @@ class Slots:
         self.totals.drops += 1
         self._lost(entry)
 
-    def _failed(self, entry: _Entry, what: str, error: GpuError) -> None:
+    def _failed(self, entry: Entry, what: str, error: GpuError) -> None:
         self.totals.failures += 1
         log.warning("a session's KV was not moved and will be computed again", tried=what, error=str(error))
         self._discard(entry)
@@ -402,11 +349,11 @@ class Slots:
             self.totals.moved_bytes += moved.bytes
         self.totals.moving_seconds += moved.seconds
 
-    def _lost(self, entry: _Entry) -> None:
+    def _lost(self, entry: Entry) -> None:
         self._hold(entry)
         entry.where = Place.DROPPED
 
-    def _discard(self, entry: _Entry, *, where: Place = Place.DROPPED) -> None:
+    def _discard(self, entry: Entry, *, where: Place = Place.DROPPED) -> None:
         """Its copy outside is of no more use."""
         self._hold(entry)
         had, entry.stored, entry.where = entry.stored, 0, where
@@ -428,7 +375,7 @@ class Slots:
 
     # --- the policy's view -------------------------------------------------------------------------------------------
 
-    def _ask(self, entry: _Entry, rule: Callable[[Pause, Tier], KvDecision]) -> None:
+    def _ask(self, entry: Entry, rule: Callable[[Pause, Tier], KvDecision]) -> None:
         """Asks about a paused session that has a slot, and does what is decided."""
         if not entry.idle or entry.where is not Place.RESIDENT or entry.slot is None:
             return
@@ -446,16 +393,16 @@ class Slots:
             entry.stored = entry.tokens * self._unit
         self._spawn(self._put_out(entry, entry.slot, action))
 
-    def _expired(self, entry: _Entry) -> None:
+    def _expired(self, entry: Entry) -> None:
         if entry.paused_at is not None:
             self._ask(entry, self._policy.expired)
 
-    def _plan_return(self, entry: _Entry) -> None:
+    def _plan_return(self, entry: Entry) -> None:
         plan = self._policy.before_return(self._pause(entry), self._tier())
         if plan is not None:
             self._later(plan.after, self._fetch, entry)
 
-    def _fetch(self, entry: _Entry) -> None:
+    def _fetch(self, entry: Entry) -> None:
         """Only into a slot that is free: who runs is not put out for who may come."""
         if entry.paused_at is None or entry.moving or entry.slot is not None or entry.where is not Place.OFFLOADED:
             return
@@ -465,16 +412,16 @@ class Slots:
         self._owner[slot], entry.slot, entry.moving = entry, slot, True
         self._spawn(self._return(entry, slot))
 
-    def _later(self, seconds: float, what: Callable[[_Entry], None], entry: _Entry) -> None:
+    def _later(self, seconds: float, what: Callable[[Entry], None], entry: Entry) -> None:
         self._quiet(entry)
         entry.timer = asyncio.get_running_loop().call_later(seconds, what, entry)
 
-    def _quiet(self, entry: _Entry) -> None:
+    def _quiet(self, entry: Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
 
-    def _pause(self, entry: _Entry) -> Pause:
+    def _pause(self, entry: Entry) -> Pause:
         """Between two calls nothing is known but how long calls in general take."""
         begun = entry.paused_at
         return Pause(
@@ -488,7 +435,7 @@ class Slots:
             waited=entry.waited,
         )
 
-    def _waiting(self, entry: _Entry) -> Waiting:
+    def _waiting(self, entry: Entry) -> Waiting:
         return Waiting(
             session=entry.session,
             tokens=entry.tokens,
@@ -519,7 +466,7 @@ class Slots:
             ),
         )
 
-    def _hold(self, entry: _Entry) -> None:
+    def _hold(self, entry: Entry) -> None:
         """Charges what a paused session held until now, wherever it was."""
         now = self._clock()
         if entry.paused_at is not None and entry.where is not Place.DROPPED:

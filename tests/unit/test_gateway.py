@@ -14,9 +14,9 @@ import pytest
 
 from agentd.gateway import Gateway, Limits, Refusal, Upstream
 from tests.support.gateway_port import TOKEN, RecordingPort
+from tests.support.peer import CHAT, Peer
 from tests.support.scripted import Exchange, Script, Scripted, scripted
 
-CHAT = "/v1/chat/completions"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":null}}],"usage":null}\n\n'
 HELLO = b'data: {"choices":[{"delta":{"content":"Hello \\",\\"usage\\":null"}}],"usage":null}\n\n'
 WORLD = b'data: {"choices":[{"delta":{"content":" world"}}],"usage":null}\n\n'
@@ -25,54 +25,6 @@ USAGE = (
     b'"prompt_tokens_details":{"cached_tokens":8}}}\n\n'
 )
 DONE = b"data: [DONE]\n\n"
-
-
-class Peer:
-    """A client's raw connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    def send(self, raw: bytes) -> None:
-        self.writer.write(raw)
-
-    def ask(self, body: object, *, path: str = CHAT, token: str = TOKEN, extra: str = "") -> None:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        key = f"Authorization: Bearer {token}\r\n" if token else ""
-        self.send(f"POST {path} HTTP/1.1\r\nHost: x\r\n{key}{extra}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, and the body's content. IncompleteReadError where the other side stops before its end."""
-        async with asyncio.timeout(10):
-            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            status = int(lines[0].split(" ")[1])
-            headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
-            if "content-length" in headers:
-                return status, headers, await self.reader.readexactly(int(headers["content-length"]))
-            body = b""
-            async for part in self.parts():
-                body += part
-            return status, headers, body
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        while size := int(await self.reader.readuntil(b"\r\n"), 16):
-            yield (await self.reader.readexactly(size + 2))[:-2]
-        assert await self.reader.readexactly(2) == b"\r\n"
-
-    async def refused(self) -> tuple[int, str]:
-        status, headers, body = await self.answer()
-        assert headers["content-type"] == "application/json"
-        error = json.loads(body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return status, error["code"]
-
-    async def ended(self) -> bool:
-        """The other side closes the connection without another byte."""
-        async with asyncio.timeout(10):
-            try:
-                return await self.reader.read() == b""
-            except ConnectionError:
-                return True
 
 
 class Setup:
