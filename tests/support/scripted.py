@@ -85,8 +85,8 @@ async def scripted(script: Script) -> AsyncIterator[Scripted]:
                 exchange = Exchange(head, await reader.readexactly(length), reader, writer, number)
                 upstream.exchanges.append(exchange)
                 await script(exchange)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return  # the other side has gone, or the test is over
         finally:
             tasks.discard(task)
             writer.close()
