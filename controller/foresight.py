@@ -15,7 +15,7 @@ _BY_ITSELF = frozenset({Reason.EXITED, Reason.FAILED, Reason.BRAKED, Reason.PIDS
 
 class Foresight:
     def __init__(self) -> None:
-        self._learner = Learner()
+        self.learner = Learner()
 
     def learn(self, call: CallView) -> None:
         """``call`` has ended, by itself. One that was killed says how it was treated, not how such calls go."""
@@ -25,7 +25,7 @@ class Foresight:
         ran = max(0.0, outcome.wall_seconds - outcome.held_seconds)
         # the kernel's high-water mark, taken to be reached at once: samples are too far apart to say when
         kind = _kind(call.tenant_id, call.session_id, call.intent)
-        self._learner.learn(life_of(kind, ran, (), outcome.usage.memory_peak))
+        self.learner.learn(life_of(kind, ran, (), outcome.usage.memory_peak))
 
     def need(self, call: Call, now: float) -> Need:
         """What the call will still need, ``now`` (unix seconds)."""
@@ -36,7 +36,7 @@ class Foresight:
         if kept is not None and kept.stands(elapsed, usage, growing):
             return kept.need
         intent = call.intent
-        need = self._learner.forecast(
+        need = self.learner.forecast(
             _kind(call.ref.tenant_id, call.ref.session_id, intent),
             ident=call.id,
             elapsed=elapsed,
@@ -52,7 +52,7 @@ class Foresight:
     def at_most(self, call: Call) -> tuple[int, int]:
         """Bytes that a forecast of the call, before it begins, does not exceed: typically, and at all. Cheap."""
         intent = call.intent
-        return self._learner.at_most(
+        return self.learner.at_most(
             _kind(call.ref.tenant_id, call.ref.session_id, intent),
             declared_typical=intent.memory_typical,
             declared_peak=intent.memory_peak,
@@ -61,7 +61,7 @@ class Foresight:
     @property
     def largest(self) -> int:
         """The largest peak of all that is remembered, bytes."""
-        return self._learner.largest
+        return self.learner.largest
 
 
 def _kind(tenant_id: TenantId, session_id: SessionId, intent: Intent) -> Kind:

@@ -81,7 +81,7 @@ class Host(BudgetMethods):
         self._known_tenants = dict(known_tenants or {})
         self._reader = reader
         self.registry = Registry(keep_ended=config.keep_ended)
-        self._foresight = Foresight()
+        self.foresight = Foresight()
         self.hub = Hub()
         self.shared = Shared(
             config=config,
@@ -98,19 +98,25 @@ class Host(BudgetMethods):
         self.sessions = Sessions(self.shared, self.endings)
         self.queue = Queue(self.shared)
         self.sampler = Sampler(self.shared)
-        facts = Facts(self.shared, self._foresight, reader)
-        plenty = Plenty(self.shared, facts, self._foresight)
+        self.facts = Facts(self.shared, self.foresight, reader)
+        self.plenty = Plenty(self.shared, self.facts, self.foresight)
+        self.starts = Starts(self.shared, self.endings, self.keeper)
         self.live = Live(
             self.shared,
-            facts,
-            plenty,
+            self.facts,
+            self.plenty,
             holds=self.holds,
             endings=self.endings,
-            starts=Starts(self.shared, self.endings, self.keeper),
+            starts=self.starts,
             queue=self.queue,
         )
         self.control = Control(
-            self.shared, holds=self.holds, endings=self.endings, sessions=self.sessions, live=self.live, plenty=plenty
+            self.shared,
+            holds=self.holds,
+            endings=self.endings,
+            sessions=self.sessions,
+            live=self.live,
+            plenty=self.plenty,
         )
         self.recovery = Recovery(self.shared, self.sessions, self.holds, self.endings, past or NoPast())
         self.events = KernelEvents(self.shared, self.holds, self.endings, self.live)
@@ -223,7 +229,7 @@ class Host(BudgetMethods):
     def learn(self, past: Sequence[CallView]) -> None:
         """How calls went that ended under an earlier daemon, the oldest first."""
         for call in past:
-            self._foresight.learn(call)
+            self.foresight.learn(call)
 
     def eta(self, call: Call) -> float | None:
         """Seconds until a prepared call that must wait will typically begin; None: not known."""
@@ -379,7 +385,7 @@ class Host(BudgetMethods):
         return HostMemory(total=total, available=available)
 
     def _settled(self, call: Call) -> None:
-        self._foresight.learn(call.view())
+        self.foresight.learn(call.view())
         self.live.something_ended(call)
         self.sessions.close_if_idle(call.session)
 

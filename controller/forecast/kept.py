@@ -23,7 +23,7 @@ class Kept:
         self.elapsed = elapsed
         self.usage = usage
         self.growing = growing
-        self.most = max(need.claim, need.likely, *(future.peak for future in need.futures), usage)
+        self.most = max(need.claim, *(future.peak for future in need.futures), usage)
 
     def stands(self, elapsed: float, usage: int, growing: bool) -> bool:
         return (
