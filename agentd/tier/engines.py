@@ -115,6 +115,9 @@ class EngineWatch:
                 await self._away(
                     GpuError(f"{err.strerror}: {err.filename}", remedy=f"check engines.{self.name}.api_key_file")
                 )
+            except Exception as err:  # a defect in reading one engine must not end the watching of it
+                _log.error("an engine could not be read", engine=self.name, exc_info=err)
+                await self._away(GpuError(f"{type(err).__name__}: {err}", remedy="report this with agentd's log"))
             else:
                 self._pause = self.section.interval
             self._costs.append(time.process_time() - started)

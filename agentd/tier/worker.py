@@ -27,7 +27,7 @@ class Worker:
         self._put(function, future, loop)
         return await future
 
-    def post(self, function: Callable[[], None]) -> None:
+    def post(self, function: Callable[[], object]) -> None:
         """Runs it at some time; it must raise nothing."""
         self._put(function, None, asyncio.get_running_loop())
 
