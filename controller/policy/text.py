@@ -7,7 +7,7 @@ def human_bytes(count: float) -> str:
     """``1.5 GiB``, ``300 MiB``, ``12 KiB``: binary units, three significant digits."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
+        if abs(value) < 1023.5:  # beyond, three digits would round to 1024
             return f"{_three_digits(value)} {unit}"
         value /= 1024
     return f"{_three_digits(value)} TiB"
