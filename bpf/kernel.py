@@ -17,6 +17,7 @@ from typing import Final
 
 from bpf import layout
 from bpf.devices import gpu_majors
+from bpf.disk import DiskTrace
 from bpf.errors import InvalidPolicy, MapError, NotRegistered, TooManyCalls
 from bpf.libbpf import Map, Ring, get_pinned, possible_cpus
 from bpf.loader import Loader, run_iterator
@@ -75,6 +76,7 @@ class KernelSide:
         self._floor: dict[int, tuple[int, ...]] = {}
         self._known: dict[int, _Call] = {}
         self._ring: Ring | None = None
+        self._disk = DiskTrace(loader.objects, pins)
         self._tasks: int | None = None
         try:
             self._config = self._map("config", 4, layout.CONFIG.size)
@@ -199,6 +201,10 @@ class KernelSide:
 
     def paced(self) -> set[int]:
         return self.paces.rated()
+
+    def trace_disk(self, on: bool) -> None:
+        """Whether writes that find no space are counted. The first time takes some 50 ms; see bpf/disk.py."""
+        self._disk.trace(on)
 
     def set_gpu(self, cgroup_id: int, granted: bool) -> None:
         self._put_call(cgroup_id, replace(self._call(cgroup_id), gpu=granted))
@@ -364,7 +370,8 @@ class KernelSide:
         return total
 
     def close(self) -> None:
-        """Let go of the descriptors. Programs, links and maps stay pinned and at work."""
+        """Let go of the descriptors. Programs, links and maps stay pinned and at work, but for the trace of disks."""
+        self._disk.close()
         if self._ring is not None:
             self._ring.close()
             self._ring = None

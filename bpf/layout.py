@@ -51,6 +51,7 @@ COUNTER_FIELDS: Final = (
     "execs_suppressed",
     "oom_kills",
     "paced_packets",
+    "no_space",
 )
 N_USAGE: Final = len(USAGE_FIELDS)
 N_COUNTERS: Final = len(COUNTER_FIELDS) + 1  # and `harvests`, which is for readers alone
@@ -95,6 +96,7 @@ def counters_from(harvested: Sequence[int], used: Sequence[int]) -> Counters:
         execs_suppressed=harvested[18],
         oom_kills=harvested[19],
         paced_packets=harvested[20],
+        no_space=harvested[21],
     )
 
 

@@ -118,6 +118,18 @@ def possible_cpus() -> int:
     return max(1, int(library().libbpf_num_possible_cpus()))
 
 
+class Link:
+    """A program that is attached. Without a pin it is detached when this is closed."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer: int | None = pointer
+
+    def close(self) -> None:
+        if self.pointer is not None:
+            library().bpf_link__destroy(self.pointer)
+            self.pointer = None
+
+
 class Object:
     """One compiled object file: opened, then loaded as a whole or not at all."""
 
@@ -208,6 +220,15 @@ class Object:
 
     def attach_and_pin(self, name: str, path: Path, cgroup_fd: int) -> None:
         """Attach the program ``name`` (to the cgroup, if it is of that kind) and pin its link at ``path``."""
+        link = self.attach(name, cgroup_fd)
+        try:
+            if code := -self._lib.bpf_link__pin(link.pointer, os.fsencode(path)):
+                raise PinError(f"{path}: {reason(code)}", errno=code, remedy="check the pin directory")
+        finally:
+            link.close()  # our descriptor: the pin keeps the link alive
+
+    def attach(self, name: str, cgroup_fd: int = -1) -> Link:
+        """Attach the program ``name`` for as long as the link that is returned stays open."""
         lib = self._lib
         program = next(p for p in self._each("bpf_object__next_program") if lib.bpf_program__name(p).decode() == name)
         section = lib.bpf_program__section_name(program).decode()
@@ -223,11 +244,7 @@ class Object:
                 errno=code,
                 remedy="see `corral doctor` for what this kernel lacks",
             )
-        try:
-            if code := -lib.bpf_link__pin(link, os.fsencode(path)):
-                raise PinError(f"{path}: {reason(code)}", errno=code, remedy="check the pin directory")
-        finally:
-            lib.bpf_link__destroy(link)  # closes our descriptor: the pin keeps the link alive
+        return Link(int(link))
 
     def close(self) -> None:
         if self._object:

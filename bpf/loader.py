@@ -72,7 +72,7 @@ class Loader:
     """
 
     def __init__(self, pins: PinDir, cgroup: Path, objects: Path = OBJECTS) -> None:
-        self._pins, self._cgroup, self._objects = pins, cgroup, objects
+        self._pins, self._cgroup, self.objects = pins, cgroup, objects
         self.parts: set[str] = set()
         self.adopted: set[str] = set()
         self.problems: list[str] = []
@@ -82,10 +82,10 @@ class Loader:
     def run(self) -> None:
         """Raises Unavailable when no part can be brought up; what a part lacked is in ``problems``. PinsInUse while
         another daemon has the pin directory."""
-        missing = [p.name for p in PARTS if not (self._objects / f"{p.name}.bpf.o").is_file()]
+        missing = [p.name for p in PARTS if not (self.objects / f"{p.name}.bpf.o").is_file()]
         if missing:
             raise Unavailable(
-                f"{self._objects}: no compiled object of {', '.join(missing)}", remedy="run scripts/build-bpf"
+                f"{self.objects}: no compiled object of {', '.join(missing)}", remedy="run scripts/build-bpf"
             )
         try:
             cgroup_fd = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,7 +128,7 @@ class Loader:
                 failed.setdefault(err.brief.removeprefix(f"{part.name}.bpf.o "), []).append(part)
                 self.details.append(f"{part.name}: {err}")
             except OSError as err:
-                failed.setdefault(f"{err.filename or self._objects}: {err.strerror}", []).append(part)
+                failed.setdefault(f"{err.filename or self.objects}: {err.strerror}", []).append(part)
                 self.details.append(f"{part.name}: {err}")
             else:
                 self.parts.add(part.name)
@@ -138,7 +138,7 @@ class Loader:
         return tuple(failed)
 
     def _bring_up(self, part: Part, cgroup_fd: int) -> None:
-        path = self._objects / f"{part.name}.bpf.o"
+        path = self.objects / f"{part.name}.bpf.o"
         digest = digest_of(path)
         directory = self._pins.of_part(part.name, digest)
         if self._is_whole(part, directory, os.fstat(cgroup_fd).st_ino):
@@ -182,7 +182,7 @@ class Loader:
 
     def pinned_program(self, part: str, program: str) -> Path:
         """Where the link of a program that is at work is pinned."""
-        return self._pins.of_part(part, digest_of(self._objects / f"{part}.bpf.o")) / program
+        return self._pins.of_part(part, digest_of(self.objects / f"{part}.bpf.o")) / program
 
     def _is_whole(self, part: Part, directory: Path, cgroup_id: int) -> bool:
         chosen = [name for name in part.one_of if (directory / name).exists()]
@@ -231,7 +231,7 @@ class Loader:
 
     def declared_maps(self) -> dict[str, tuple[int, int, int, int, int]]:
         """Of any object: all declare the same maps."""
-        probe = Object(self._objects / f"{PARTS[0].name}.bpf.o")
+        probe = Object(self.objects / f"{PARTS[0].name}.bpf.o")
         try:
             return probe.maps()
         finally:

@@ -42,6 +42,7 @@ class Counters:
     execs_suppressed: int = 0  # execs beyond the first 64, of which no event was sent
     oom_kills: int = 0
     paced_packets: int = 0  # turned back because of a rate, its own or one above it
+    no_space: int = 0  # writes that found the disk full or a quota used up, while the trace of that was on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,9 @@ class BothSides:
     def paced(self) -> set[int]:
         return self._first.paced()
 
+    def trace_disk(self, on: bool) -> None:
+        self._first.trace_disk(on)
+
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         return self._merged(self._first.counters(cgroup_id, live=live), self._second.counters(cgroup_id, live=live))
 

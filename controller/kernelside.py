@@ -33,6 +33,10 @@ class KernelSide(Protocol):
     def paced(self) -> set[int]:
         """Groups that have a rate."""
 
+    def trace_disk(self, on: bool) -> None:
+        """Whether writes that find no space are counted, which makes every system call of the host dearer. Raises
+        BpfError. The first time takes some 50 ms, and may run in a thread."""
+
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         """``live`` False: without the tasks that still run, which is cheaper."""
 

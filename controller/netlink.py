@@ -21,7 +21,7 @@ from typing import Final
 
 import structlog
 
-from bpf import BpfError, Counters, Event, ExecEvent, NetworkPolicy, NotRegistered, TooManyCalls
+from bpf import BpfError, Counters, Event, ExecEvent, NetworkPolicy, NotRegistered, TooManyCalls, Unavailable
 from bpf.types import MAX_CALLS
 from controller import procfs
 from controller.procerrors import NetlinkError, NoTaskStats
@@ -176,6 +176,9 @@ class NetlinkSide:
 
     def paced(self) -> set[int]:
         return set()
+
+    def trace_disk(self, on: bool) -> None:
+        raise Unavailable("netlink does not tell of writes that fail", remedy="load eBPF: see corral doctor")
 
     def forget(self, cgroup_id: int) -> None:
         call = self._calls.pop(cgroup_id, None)

@@ -120,6 +120,7 @@ struct corral_counters {
 	__u64 execs_suppressed;
 	__u64 oom_kills;
 	__u64 paced_packets; /* turned back because of a rate, its own or one above it */
+	__u64 no_space;	     /* writes that found the disk full, or a quota used up, while somebody listened */
 	__u64 harvests; /* tasks harvested: a reader sees by it that a task ended meanwhile */
 };
 

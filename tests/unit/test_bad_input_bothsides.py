@@ -25,6 +25,7 @@ class Side:
     armed: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     policies: dict[int, NetworkPolicy] = field(default_factory=dict)
     rates: dict[int, int | None] = field(default_factory=dict)
+    traces: bool = False
     settled: list[int] = field(default_factory=list)
     event: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     raises: tuple[Exception, ...] = ()
@@ -58,6 +59,9 @@ class Side:
 
     def paced(self) -> set[int]:
         return {cgroup_id for cgroup_id, rate in self.rates.items() if rate is not None}
+
+    def trace_disk(self, on: bool) -> None:
+        self.traces = on
 
     def counters(self, cgroup_id: int, *, live: bool = True) -> Counters | None:
         return self.counted if cgroup_id in self.known else None
