@@ -6,6 +6,7 @@ Measured on 6.18 (docs/decisions.md): 80 ns for each system call of each process
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,21 +25,26 @@ class DiskTrace:
         self._pins = pins
         self._object: Object | None = None
         self._link: Link | None = None
+        self._lock = threading.Lock()  # the first trace takes long, and may run in a thread while all is closed
+        self._closed = False
 
     def trace(self, on: bool) -> None:
         """Raises BpfError where this kernel cannot."""
-        if not on:
-            self._detach()
-        elif self._link is None:
-            if self._object is None:
-                self._object = self._load()
-            self._link = self._object.attach(_PROGRAM)
+        with self._lock:
+            if not on:
+                self._detach()
+            elif self._link is None and not self._closed:
+                if self._object is None:
+                    self._object = self._load()
+                self._link = self._object.attach(_PROGRAM)
 
     def close(self) -> None:
-        self._detach()
-        if self._object is not None:
-            self._object.close()
-            self._object = None
+        with self._lock:
+            self._closed = True
+            self._detach()
+            if self._object is not None:
+                self._object.close()
+                self._object = None
 
     def _detach(self) -> None:
         if self._link is not None:

@@ -46,6 +46,9 @@ class KernelProof:
     oom_host_kills: int = 0
     pids_refused: int = 0
     connects_refused: int = 0
+    no_space: int = 0  # writes that found no space
+    full_disk: str = ""  # which file system that was, or (without such a write) which one has no room now, in words
+    packets_held: int = 0  # turned back because of an egress rate
 
 
 class Squeezed(NamedTuple):

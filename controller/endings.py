@@ -14,7 +14,8 @@ from dataclasses import replace
 import structlog
 
 from controller.model import Action, Budget, ControllerError, Outcome, Reason, Tripwire
-from controller.policy.outcome import Proof, explain
+from controller.policy.advice import Expected
+from controller.policy.outcome import Proof, explain, reason_of
 from controller.registry import Call, now
 from controller.shared import Shared
 from controller.throttle import end_squeeze
@@ -26,6 +27,7 @@ _REMOVE_TRIES = 100
 _KILL_PATIENCE = 5.0  # seconds for killed processes to be gone (uninterruptible I/O may hold them)
 _END_PATIENCE = 2.0  # seconds that an emptied call waits for the exit status from whoever started it
 _LOST_PATIENCE = 5.0
+_OF_MEMORY = frozenset({Reason.OOM_CALL, Reason.OOM_TENANT, Reason.OOM_HOST, Reason.BRAKE_KILLED})
 
 
 class Endings:
@@ -33,6 +35,7 @@ class Endings:
         self._shared = shared
         self.on_settled: Callable[[Call], None] = _nothing  # the owner's: queues and sessions may go on
         self.on_measured: Callable[[Call], tuple[Budget, ...]] = _no_budgets  # the owner's: its use is final
+        self.expected: Callable[[Call], Expected | None] = _unknown  # the owner's: what such calls come to
         self.on_forget: Callable[[Call], None] = _nothing  # the owner's: whoever holds the call lets go
 
     # --- what may end a call ----------------------------------------------------------------------------------------
@@ -204,6 +207,7 @@ class Endings:
         proof = self._proof(call, measured=measured)
         ended_at = now()
         wall = ended_at - call.begun_at
+        expected = self.expected(call) if reason_of(proof) in _OF_MEMORY else None
         told = explain(
             intent=call.intent,
             grant=call.grant,
@@ -211,6 +215,7 @@ class Endings:
             proof=proof,
             wall_seconds=wall,
             held_seconds=call.held_seconds,
+            expected=expected,
         )
         return Outcome(
             call_id=call.id,
@@ -239,6 +244,11 @@ class Endings:
             connects_refused=kernel.connects_refused,
             launcher_lost=call.launcher_lost,
             decisions=call.decisions,
+            no_space=kernel.no_space,
+            full_disk=kernel.full_disk,
+            packets_held=kernel.packets_held,
+            squeezed_seconds=call.squeezed_seconds,
+            queued_seconds=call.begun_at - call.asked_at if call.was_queued else 0.0,
         )
 
     def _remove(self, call: Call, tries: int) -> None:
@@ -270,6 +280,10 @@ class Endings:
 
 def _nothing(call: Call) -> None:
     pass
+
+
+def _unknown(call: Call) -> Expected | None:
+    return None
 
 
 def _no_budgets(call: Call) -> tuple[Budget, ...]:

@@ -34,6 +34,7 @@ from controller.cgroup import (
     Tree,
     Watcher,
 )
+from controller.fulldisk import FullDisk, device_of
 from controller.groups import Groups
 from controller.kernelside import KernelSide
 from controller.leaf import Leaf, first_to_go, network_policy, usage_of
@@ -53,6 +54,7 @@ from controller.squeezing import Squeezer, under_squeeze
 log = structlog.get_logger("corral.enforce")
 
 _ADOPT_PASSES = 16
+_NOTHING_COUNTED = Counters()
 
 
 OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
@@ -67,6 +69,7 @@ class Enforcer(Groups):
         self._open_kernel = open_kernel
         self._squeezer = Squeezer(self._pace, lambda: "network" in self._parts)
         self._missing: list[str] = [*tree.host.problems]
+        self._full_disk: FullDisk | None = None
         self._watcher: Watcher | None = None
         self._listener: Listener | None = None
         self._lock: int | None = None
@@ -94,7 +97,8 @@ class Enforcer(Groups):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        return (*self._missing, *self._unset.values())
+        problem = self._full_disk.problem if self._full_disk is not None else ""
+        return (*self._missing, *self._unset.values(), *([problem] if problem else ()))
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -115,6 +119,7 @@ class Enforcer(Groups):
         else:
             self._missing += self._kernel.problems
             asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
+        self._full_disk = FullDisk(self._kernel)
         for problem in self._missing:
             log.warning("this host cannot do everything", missing=problem)
         return self.find(self._kernel)
@@ -123,6 +128,8 @@ class Enforcer(Groups):
         if self._kernel is not None:
             asyncio.get_running_loop().remove_reader(self._kernel.fileno())
             self._kernel.close()
+        if self._full_disk is not None:
+            self._full_disk.close()
         if self._watcher is not None:
             self._watcher.close()
         self._tree.leave_own_leaf()
@@ -142,6 +149,8 @@ class Enforcer(Groups):
                 self._register(leaf, intent, grant.tripwire)
                 self._pace(group, grant.limits.egress_max)
             self._know(leaf)
+            if self._full_disk is not None:
+                self._full_disk.begin()
         except (ControllerError, BpfError) as err:
             if self._kernel is not None:
                 self._kernel.forget(group.id)
@@ -175,6 +184,7 @@ class Enforcer(Groups):
         group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
         view = record.call
         leaf = Leaf(ref=ref, group=group, cgroup_id=group.id, limits=view.grant.limits, squeeze=view.squeeze)
+        leaf.device = device_of(record.main_pid) if record.main_pid else 0
         if self._kernel is not None and leaf.cgroup_id not in self._kernel.registered():
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
             self._register(leaf, view.intent, view.grant.tripwire)
@@ -182,7 +192,9 @@ class Enforcer(Groups):
         self._know(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
-        self._leaf(ref).group.move(pid, pidfd)
+        leaf = self._leaf(ref)
+        leaf.group.move(pid, pidfd)
+        leaf.device = leaf.device or device_of(pid)
         first_to_go(pid)
 
     def limit_call(self, ref: CallRef, grant: Grant, intent: Intent) -> tuple[str, ...]:
@@ -255,6 +267,8 @@ class Enforcer(Groups):
         return self._leaf(ref).group.fast_stat().memory_now or 0
 
     def begin_round(self) -> None:
+        if self._full_disk is not None:
+            self._full_disk.round(calls=bool(self._leaves))
         self._round = self._kernel.all_counters() if self._kernel is not None and self._leaves else {}
 
     def sample(self, refs: Sequence[CallRef], *, full: bool) -> Sampled:
@@ -281,9 +295,11 @@ class Enforcer(Groups):
             stat = leaf.stat if measured and leaf.stat is not None else leaf.group.stat()
         except CgroupFileError:
             return KernelProof()
-        refused = 0
-        if self._kernel is not None and (counters := self._kernel.counters(leaf.cgroup_id, live=False)):
-            refused = counters.denied_connects
+        counters = self._kernel.counters(leaf.cgroup_id, live=False) if self._kernel is not None else None
+        counted = counters if counters is not None else _NOTHING_COUNTED
+        disk = ""
+        if self._full_disk is not None:
+            disk = (self._full_disk.in_words if counted.no_space else self._full_disk.hint)(leaf.device)
         own = tenant = host = 0
         memory = stat.memory
         if memory is not None and (kills := memory.events.oom_kill):
@@ -299,7 +315,10 @@ class Enforcer(Groups):
             oom_tenant_kills=tenant,
             oom_host_kills=host,
             pids_refused=stat.pids.max_events if stat.pids is not None else 0,
-            connects_refused=refused,
+            connects_refused=counted.denied_connects,
+            no_space=counted.no_space,
+            full_disk=disk,
+            packets_held=counted.paced_packets,
         )
 
     def _met_above(self, ref: CallRef) -> bool:

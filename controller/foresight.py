@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from controller.forecast import Kept, Kind, Learner, Need, life_of
 from controller.model import CallView, Intent, Reason, SessionId, TenantId
+from controller.policy.advice import Expected
 from controller.registry import Call
 
-_BY_ITSELF = frozenset({Reason.EXITED, Reason.FAILED, Reason.BRAKED, Reason.PIDS_LIMIT, Reason.NETWORK_DENIED})
+_BY_ITSELF = frozenset(
+    {Reason.EXITED, Reason.FAILED, Reason.BRAKED, Reason.PIDS_LIMIT, Reason.NETWORK_DENIED, Reason.DISK_FULL}
+)
 
 
 class Foresight:
@@ -26,6 +29,13 @@ class Foresight:
         # the kernel's high-water mark, taken to be reached at once: samples are too far apart to say when
         kind = _kind(call.tenant_id, call.session_id, call.intent)
         self.learner.learn(life_of(kind, ran, (), outcome.usage.memory_peak))
+
+    def expected(self, call: Call) -> Expected | None:
+        """What earlier calls like this one came to, whatever it declared; None: nothing is known."""
+        need = self._learner.forecast(_kind(call.ref.tenant_id, call.ref.session_id, call.intent))
+        return (
+            Expected(typical=need.typical, high=need.claim, lives=need.count, basis=need.basis) if need.count else None
+        )
 
     def need(self, call: Call, now: float) -> Need:
         """What the call will still need, ``now`` (unix seconds)."""

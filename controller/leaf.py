@@ -25,6 +25,7 @@ class Leaf:
     cgroup_id: int
     limits: Limits = UNTOUCHED  # as granted
     squeeze: Squeeze | None = None  # what is in force of it
+    device: int = 0  # of the file system in which it was begun; 0: not known
     stat: GroupStat | None = None  # of the last time that all of it was read
 
 

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"  # killed at the deadline that it declared
     PIDS_LIMIT = "pids_limit"  # fork was refused at its limit of processes
     NETWORK_DENIED = "network_denied"  # a connection outside its egress list was refused
+    DISK_FULL = "disk_full"  # failed, and a write of it found no space or went beyond a quota
     REFUSED = "refused"  # never started
     UNKNOWN = "unknown"  # the kernel's records prove none of the above
 

@@ -21,6 +21,8 @@ from controller.model import (
     Tripwire,
     Usage,
 )
+from controller.policy.advice import Expected, declared
+from controller.policy.done import LONG_WAIT
 from controller.policy.outcome import Proof, explain, reason_of, signal_name
 from controller.policy.text import human_bytes, human_seconds
 
@@ -56,6 +58,11 @@ def proofs(draw: st.DrawFn) -> Proof:
         connects_refused=draw(counts),
         launcher_lost=draw(st.booleans()),
         decisions=draw(st.lists(decisions(), max_size=5)),
+        no_space=draw(counts),
+        full_disk=draw(st.sampled_from(["", "/work has 0 B left of 5 GiB"])),
+        packets_held=draw(counts),
+        squeezed_seconds=draw(st.sampled_from([0.0, 2.0])),
+        queued_seconds=draw(st.sampled_from([0.0, 1.0, 61.0])),
     )
 
 
@@ -99,7 +106,8 @@ def test_every_record_has_an_explanation(case: Proof, declared: bool) -> None:
 
 @given(proofs())
 def test_silent_exactly_when_nothing_was_done(case: Proof) -> None:
-    acted = {d.action for d in case.decisions} & {Action.BRAKE, Action.FREEZE}
+    acted = {d.action for d in case.decisions} & {Action.BRAKE, Action.FREEZE, Action.THROTTLE}
+    acted |= {Action.QUEUE} if case.queued_seconds >= LONG_WAIT else set()
     survived = case.oom_kills and case.killed_as is None and case.wait_status == 0
     if reason_of(case) in QUIET and not acted and not survived:
         assert told(case) == ""
@@ -112,10 +120,13 @@ def test_the_numbers_are_those_of_the_records(case: Proof) -> None:
     text = told(case, intent=Intent(memory_peak=100 * MIB, deadline=11.0))
     known = " ".join(
         [
-            *(human_bytes(n) for n in (100 * MIB, 123 * MIB, 123 * MIB * 1.1, 200 * MIB)),
+            *(human_bytes(n) for n in (100 * MIB, 123 * MIB, 200 * MIB)),
+            declared(123 * MIB),
+            case.full_disk,
             *(human_bytes(d.evidence.get("brake_bytes", 0)) for d in case.decisions),
-            *(human_seconds(s) for s in (1.5, 7.0, 3.0, 11.0)),
+            *(human_seconds(s) for s in (1.5, 7.0, 3.0, 11.0, case.squeezed_seconds, case.queued_seconds)),
             *(str(n) for n in (77, case.oom_kills, case.pids_refused, case.connects_refused, len(case.decisions))),
+            *(str(n) for n in (case.no_space, case.packets_held)),
             *(str(sum(d.action is action for d in case.decisions)) for action in Action),
         ]
     )
@@ -140,6 +151,10 @@ def test_the_numbers_are_those_of_the_records(case: Proof) -> None:
         (proof(wait_status=1 << 8, pids_refused=1), Reason.PIDS_LIMIT),
         (proof(wait_status=1 << 8, connects_refused=1), Reason.NETWORK_DENIED),
         (proof(connects_refused=1), Reason.EXITED),
+        (proof(wait_status=1 << 8, no_space=1), Reason.DISK_FULL),
+        (proof(wait_status=signal.SIGBUS, no_space=1), Reason.DISK_FULL),
+        (proof(no_space=1), Reason.EXITED),  # it made do
+        (proof(wait_status=1 << 8, full_disk="/x has 0 B left"), Reason.FAILED),  # a hint is no proof
     ],
 )
 def test_reasons(case: Proof, reason: Reason) -> None:
@@ -157,6 +172,82 @@ def test_paragraphs_name_what_to_try() -> None:
     )
     denied = told(proof(wait_status=256, connects_refused=2), intent=Intent(network=Network.NONE))
     assert "2 connections were refused: its intent allows no network." in denied
+
+
+def decision(action: Action, reason: str, **evidence: float) -> Decision:
+    return Decision(
+        at=1.0, action=action, policy="p", reason=reason, tenant_id=TenantId("t-1"), evidence=dict(evidence)
+    )
+
+
+def test_a_full_disk_proven_and_only_suspected() -> None:
+    where = "/work has 0 B left of 5 GiB"
+    proven = told(proof(wait_status=256, no_space=3, full_disk=where))
+    assert f"failed; 3 of its writes found no space on the disk, or a quota used up: {where}." in proven
+    assert "What to try: remove what is not needed there" in proven
+    wrote = Usage(written_bytes=5, memory_peak=MIB)
+    suspected = told(proof(wait_status=256, full_disk=where), usage=wrote)
+    assert f"It may be for want of space, which was not watched: {where}." in suspected
+    assert told(proof(wait_status=256, full_disk=where), usage=Usage(memory_peak=MIB)) == "", "it wrote nothing"
+    assert told(proof(wait_status=0, full_disk=where), usage=wrote) == ""
+
+
+def test_what_was_done_how_long_and_why() -> None:
+    """Waited, braked, frozen and slowed, one after the other, in a call that went well."""
+    case = proof(
+        queued_seconds=61.0,
+        squeezed_seconds=42.0,
+        decisions=(
+            decision(Action.QUEUE, "the tenant runs 4 calls, 4 allowed at once"),
+            decision(Action.BRAKE, "used 101 MiB", brake_bytes=100.0 * MIB),
+            decision(Action.RAISE, "there is room"),
+            decision(Action.FREEZE, "frozen by an operator"),
+            decision(Action.THROTTLE, "the host is short of memory: CPU weight 10"),
+            decision(Action.RELAX, "the host has room again"),
+        ),
+    )
+    assert told(case).startswith(
+        "The call waited 1 min 1 s in the queue before it began: the tenant runs 4 calls, 4 allowed at once. "
+        "It was stopped when it used 100 MiB, and held for 3 s in all. "
+        "There was room, so its threshold was raised once "
+        "and it went on. It was frozen as well, by an operator. "
+        "It was slowed for 42 s (the host is short of memory: CPU weight 10). "
+    )
+    ladder = proof(decisions=(decision(Action.FREEZE, "others must finish first"),))
+    assert told(ladder).startswith("The call was held for 3 s (others must finish first). ")
+
+
+@pytest.mark.parametrize(
+    ("expected", "advice"),
+    [
+        (
+            Expected(typical=1900 * MIB, high=2000 * MIB, lives=24, basis="session"),
+            "declare a memory peak of about 2.15 GiB: 24 earlier calls of its kind in this session typically peaked at "
+            "1.86 GiB and nearly all below 1.95 GiB, and it had 200 MiB; or run fewer workers, or smaller pieces, so "
+            "that it stays below 200 MiB",
+        ),
+        (
+            Expected(typical=50 * MIB, high=51 * MIB, lives=9, basis="class"),
+            "look at what is different this time: 9 earlier calls of its class typically peaked at 50 MiB, within the "
+            "200 MiB that it had",
+        ),
+        (Expected(typical=MIB, high=MIB, lives=2, basis="session"), "do the work in smaller pieces"),
+        (Expected(typical=MIB, high=1 << 40, lives=900, basis="all calls"), "do the work in smaller pieces"),
+        (None, "do the work in smaller pieces"),
+    ],
+)
+def test_advice_comes_from_what_is_known(expected: Expected | None, advice: str) -> None:
+    for killed in (proof(wait_status=9, oom_kills=1), proof(wait_status=9, killed_as=Reason.BRAKE_KILLED)):
+        text = explain(
+            intent=Intent(),
+            grant=GRANT,
+            usage=Usage(memory_peak=200 * MIB),
+            proof=killed,
+            wall_seconds=1.0,
+            held_seconds=0.0,
+            expected=expected,
+        ).summary
+        assert f"What to try: {advice}" in text
 
 
 @pytest.mark.parametrize(("status", "name"), [(0, ""), (256, ""), (9, "SIGKILL"), (139, "SIGSEGV"), (63, "signal 63")])
