@@ -82,6 +82,11 @@ class Disks:
 
     def look(self) -> bool:
         """Whether any file system is nearly full now."""
+        disks = self._mounted()
+        self.nearly_full = tuple(d for d in disks if (room := room_of(d.path)) is not None and room.little)
+        return bool(self.nearly_full)
+
+    def _mounted(self) -> tuple[Disk, ...]:
         if self._stale or self._changes.poll(0):
             self._stale = False
             os.lseek(self._descriptor, 0, os.SEEK_SET)
@@ -89,12 +94,11 @@ class Disks:
             while piece := os.read(self._descriptor, 65_536):
                 text += piece
             self._disks = parse(text.decode("utf-8", "surrogateescape"))
-        self.nearly_full = tuple(d for d in self._disks if (room := room_of(d.path)) is not None and room.little)
-        return bool(self.nearly_full)
+        return self._disks
 
     def full(self, device: int) -> str:
         """In words, that the file system with ``device`` has no room now; empty where it has, or is not known."""
-        for disk in self._disks:
+        for disk in self._mounted():
             if disk.device == device and (room := room_of(disk.path)) is not None:
                 return f"{disk.path} has {room.describe()}" if room.none else ""
         return ""
