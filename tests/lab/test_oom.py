@@ -1,0 +1,50 @@
+"""The host runs out of memory, really: in a guest, which has nothing else to lose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from tests.host.daemon_tools import MIB, end, events_of, go, line, load_program, one_daemon, soon
+
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+LEFT = 256 * MIB  # what is left to the guest before the call begins to grow
+
+
+def _available() -> int:
+    (found,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(found.split()[1]) * 1024
+
+
+async def test_the_host_runs_out_and_the_call_goes() -> None:
+    """The daemon is stopped meanwhile, or it would act in time: what is tried is what the kernel does without it, and
+    whether the daemon can tell afterwards. Huge pages take most of the memory, which is quicker than to touch it."""
+    async with one_daemon(tenants={"acme": {}}) as daemon:
+        session = await daemon.open_session("acme")
+        async with events_of(daemon, session) as events:
+            steps = ("say:up", "wait", f"touch:{LEFT + 512 * MIB}", "pause")
+            process = await daemon.launch(session, load_program(), *steps, stdin=asyncio.subprocess.PIPE)
+            assert await line(process) == "up"
+            os.kill(daemon.pid, signal.SIGSTOP)
+            try:
+                HUGE_PAGES.write_text(str((_available() - LEFT) // (2 * MIB)))
+                go(process)
+                await soon("a kill by the kernel", lambda: _killed(daemon.name))
+            finally:
+                HUGE_PAGES.write_text("0")
+                os.kill(daemon.pid, signal.SIGCONT)
+            status, _, err = await end(process)
+            outcome = await events.outcome()
+        assert status == -signal.SIGKILL
+        assert outcome.reason == "oom_host"
+        assert outcome.usage.oom_kills >= 1
+        assert "because the whole host ran out of memory" in outcome.summary
+        assert f"corral: {outcome.summary}" in err
+
+
+def _killed(root: str) -> bool:
+    """Whether the kernel says that it killed a process of a call."""
+    found = Path("/sys/fs/cgroup", root).glob("t-*/s-*/calls/c-*/memory.events")
+    return any("\noom_kill 0" not in path.read_text() for path in found)
