@@ -32,7 +32,7 @@ class Foresight:
 
     def expected(self, call: Call) -> Expected | None:
         """What earlier calls like this one came to, whatever it declared; None: nothing is known."""
-        need = self._learner.forecast(_kind(call.ref.tenant_id, call.ref.session_id, call.intent))
+        need = self.learner.forecast(_kind(call.ref.tenant_id, call.ref.session_id, call.intent))
         return (
             Expected(typical=need.typical, high=need.claim, lives=need.count, basis=need.basis) if need.count else None
         )

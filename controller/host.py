@@ -123,7 +123,7 @@ class Host(BudgetMethods):
         self.holds.on_change = self.live.soon
         self.endings.on_forget = self.holds.forget
         self.endings.on_settled = self._settled
-        self.endings.expected = self._foresight.expected
+        self.endings.expected = self.foresight.expected
         self.sessions.on_closing = self.queue.drop
         self.sampler.on_round = self._round
         self.sampler.on_sampled = self.keeper.sampled
