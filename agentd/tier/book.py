@@ -182,6 +182,20 @@ class Book:
                 self._on_pause(entry, record)
         return True
 
+    def adopt_copy(self, entry: Entry, switch: Switch) -> None:
+        """``switch`` offloaded it, and no event since is known. No event of now: nothing is put on record."""
+        if switch.bytes and switch.tokens and not entry.bytes_known:
+            entry.bytes_known = True
+            entry.kv = replace(entry.kv, bytes_per_token=max(1, switch.bytes // switch.tokens))
+        entry.kv = replace(
+            entry.kv,
+            residency=Residency.OFFLOADED,
+            why=switch.why,
+            tokens=switch.tokens,
+            context=switch.tokens,
+        )
+        entry.saved_bytes = switch.bytes or entry.bytes
+
     def learn_size(self, engine: str, bytes_per_token: int) -> None:
         """The engine told how large a token's KV is: what was counted in tokens until now becomes bytes."""
         for entry in self.of_engine(engine):

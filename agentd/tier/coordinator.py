@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from agentd.config import EngineSection
+from agentd.ledger import Switch
 from agentd.tier.book import Book, Entry
 from agentd.tier.costs import Durations
 from agentd.tier.effects import KvEffects, Record
@@ -175,13 +176,13 @@ class Coordinator:
         if watch is None:
             return None
         found = self.book.find(session_id, engine, conversation)
-        if found is not None:
+        if found is not None and (found.slot is not None or not watch.section.declared_slots):
             return found
         slot = self._declared_slot(watch, conversation)
         if slot is not None and slot in self.book.slots(engine):
             _log.warning("a session claims a slot that is another's", session=session_id, engine=engine, slot=slot)
             return None
-        entry = self.book.bind(
+        entry = found or self.book.bind(
             session_id,
             tenant_id,
             engine,
@@ -192,6 +193,12 @@ class Coordinator:
         if entry is not None and slot is not None:
             entry.slot, entry.pinned = slot, True
         return entry
+
+    def adopt(self, switch: Switch) -> None:
+        """What an earlier daemon did last to a conversation of an open session: its offloaded copy is still there."""
+        entry = self.bind(switch.session_id, switch.tenant_id, switch.engine, switch.conversation)
+        if entry is not None and entry.kv.residency is Residency.ABSENT:
+            self.book.adopt_copy(entry, switch)
 
     def _declared_slot(self, watch: EngineWatch, conversation: str) -> int | None:
         if not watch.section.declared_slots or not self.moves.has_slots(watch.name):

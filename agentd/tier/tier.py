@@ -36,12 +36,15 @@ from controller.model import (
     Turn,
 )
 from gpu.engines import Engine
+from gpu.ledger import SwitchKind
 from gpu.policy import HostHint
 
 _log: Final = structlog.get_logger("corral.tier")
 
 SWITCHES_SHOWN: Final = 200
 URGENT_POINTS: Final = 25.0  # of an urgency of 1, on the scale of priorities: as much as a tenant's share weighs
+_REMEMBERED: Final = 86_400.0  # seconds: what an earlier daemon offloaded before that is not looked for
+_MOST_REMEMBERED: Final = 10_000
 _FOLLOW_AGAIN: Final = 1.0  # seconds
 
 
@@ -72,7 +75,7 @@ def past_switches(path: Path) -> list[Switch]:
     """What the ledger has of before; reads the disk. Nothing where it cannot be read: that is said elsewhere."""
     try:
         with LedgerReader(path) as reader:
-            return reader.switches(limit=SWITCHES_SHOWN)
+            return reader.switches(since=time.time() - _REMEMBERED, limit=_MOST_REMEMBERED)
     except LedgerError as err:
         _log.warning("context switches of before are not known", error=str(err))
         return []
@@ -92,7 +95,15 @@ class Tier:
         self._host = host
         self._urgent: dict[str, dict[SessionId, float]] = {}  # by engine: what the queue was told
         self.record = _Record(host, ledger)
-        self.record.newest.extend(past)
+        self._copies: dict[
+            tuple[str, str, str], Switch
+        ] = {}  # offloaded by an earlier daemon, until its engine is seen
+        for switch in past:
+            self.record.newest.append(switch)
+            key = (switch.session_id, switch.engine, switch.conversation)
+            self._copies.pop(key, None)
+            if switch.kind == SwitchKind.OFFLOADED:
+                self._copies[key] = switch
         self.watches: dict[str, EngineWatch] = {}
         self._own_effects = EngineEffects(self._engine_of)
         self.gpus = Gpus(HostCharges(host, self._charge_session))
@@ -157,8 +168,17 @@ class Tier:
         return watch.engine if watch is not None and watch.state == "up" else None
 
     def _looked(self, watch: EngineWatch, reading: Reading) -> None:
+        if self._copies:
+            self._adopt(watch)
         self.turns.looked(watch, reading)
         self.coordinator.looked(watch)
+
+    def _adopt(self, watch: EngineWatch) -> None:
+        for key, switch in list(self._copies.items()):
+            if switch.engine == watch.name:
+                del self._copies[key]
+                if switch.session_id in self._host.registry.sessions:
+                    self.coordinator.adopt(switch)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 

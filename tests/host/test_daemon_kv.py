@@ -174,6 +174,28 @@ async def test_kv_leaves_at_a_call_and_is_back_for_the_next_turn(daemons: Daemon
     assert kinds(await until(daemon, "the engine", is_up), session) == ["offloaded", "restored"]
 
 
+async def test_what_was_offloaded_comes_back_under_the_next_daemon(
+    daemons: DaemonFactory, url: str, saved: Path
+) -> None:
+    daemon = await daemons.start(settings=engine(url, saved, policy="always-offload"))
+    await until(daemon, "the engine", is_up)
+    session = await daemon.open_session("acme")
+    first = await turn(daemon, session, url, 0)
+    process = await daemon.launch(
+        session, load_program(), "say:here", "wait", "exit:0", options=BOUND, stdin=asyncio.subprocess.PIPE
+    )
+    assert await line(process) == "here"
+    await until(daemon, "the KV offloaded", lambda s: residency(s, session) == "offloaded")
+    await daemon.stop()
+    await daemon.start()
+    await until(daemon, "what is known of before", lambda s: residency(s, session) == "offloaded")
+    go(process)
+    assert (await end(process))[0] == 0
+    await until(daemon, "the KV restored", lambda s: residency(s, session) == "resident")
+    assert (await turn(daemon, session, url, 0))["cache_n"] >= first["prompt_n"] - 2
+    assert kinds(await tier(daemon), session) == ["offloaded", "restored"]
+
+
 async def test_with_always_keep_nothing_moves(daemons: DaemonFactory, url: str, saved: Path) -> None:
     daemon = await daemons.start(settings=engine(url, saved, policy="always-keep"))
     await until(daemon, "the engine", is_up)

@@ -29,8 +29,8 @@ class Driver:
         self._clock = 1_000_000
         self.show()
 
-    def show(self, *processes: tuple[int, int, int], joules: int = 0, lost: bool = False) -> None:
-        """``processes``: pid, bytes, SM share in percent; ``joules`` more than before."""
+    def show(self, *processes: tuple[int, int, int], joules: int = 0, more: str = "") -> None:
+        """``processes``: pid, bytes, SM share in percent. ``joules``: more than before. ``more``: lines."""
         self.energy += joules
         self._clock += 1_000_000
         text = "driver 580.65\ncount 1\ndev 0 uuid GPU-1\ndev 0 name Fake GPU\ndev 0 temp 51\ndev 0 power 350000\n"
@@ -38,7 +38,7 @@ class Driver:
         text += f"dev 0 energy {self.energy * 1000}\n"
         for pid, size, sm in processes:
             text += f"dev 0 proc {pid} {size} {NO_INSTANCE} {NO_INSTANCE}\ndev 0 share {self._clock} {pid} {sm} 5\n"
-        text += "error 0 * 15\n" if lost else ""
+        text += more
         # whole or not at all: the library reads it at any moment
         fresh = self.file.with_suffix(".new")
         fresh.write_text(text)
@@ -120,7 +120,10 @@ async def test_a_gpu_that_is_lost_and_one_that_was_never_there(
 ) -> None:
     daemon = await start(daemons, library, driver, enabled="on")
     await until(daemon, "a first sample", lambda status: len(status.devices) == 1)
-    driver.show(lost=True)
+    driver.show(more=f"event 0 79 {NO_INSTANCE} {NO_INSTANCE}\n")
+    status = await until(daemon, "an error of the GPU", lambda s: bool(s.devices[0].faults))
+    assert list(status.devices[0].faults) == ["XID 79: GPU has fallen off the bus"]
+    driver.show(more="error 0 * 15\n")
     status = await until(daemon, "a lost GPU", lambda s: bool(s.devices) and s.devices[0].state == "lost")
     assert "looked for again" in status.devices[0].detail
     assert not status.devices[0].HasField("power_watts")
