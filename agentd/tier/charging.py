@@ -11,7 +11,8 @@ import structlog
 from agentd.tier.view import Owner
 from controller.backend import Whose
 from controller.model import CallId, ControllerError, SessionId
-from controller.registry import Registry
+from controller.recognise.source import group_of, is_within
+from controller.registry import Registry, Session
 
 _log: Final = structlog.get_logger("corral.gpus")
 
@@ -45,12 +46,23 @@ class HostCharges:
         except (ControllerError, OSError) as err:
             _log.debug("a GPU process could not be looked up", pid=pid, error=str(err))
             return None
-        if whose.session_id is None:
-            return None
-        session = self._host.registry.sessions.get(whose.session_id)
+        sessions = self._host.registry.sessions
+        session = sessions.get(whose.session_id) if whose.session_id is not None else self._container_of(pid)
         if session is None:
             return None
         return Owner(tenant_id=session.tenant.id, session_id=session.id, call_id=whose.call_id or "")
+
+    def _container_of(self, pid: int) -> Session | None:
+        """The session that is the process's container: an attached one, whose processes stay in their own cgroup."""
+        attached = [
+            (session.attachment.group, session)
+            for session in self._host.registry.sessions.values()
+            if session.attachment is not None and session.attachment.group
+        ]
+        if not attached:
+            return None
+        path = group_of(pid)
+        return next((session for group, session in attached if is_within(path, group)), None)
 
     def charge(self, owner: Owner, *, memory_bytes: int, gpu_seconds: float, joules: float) -> None:
         call = self._host.registry.calls.get(CallId(owner.call_id)) if owner.call_id else None

@@ -58,7 +58,8 @@ def driver(tmp_path: Path) -> Driver:
 
 
 async def start(daemons: DaemonFactory, library: Path, driver: Driver, **gpu: str) -> DaemonUnderTest:
-    daemon = daemons.make(settings={"gpu": {"interval": "100ms", "budget": "50%", **gpu}})
+    tenants = {"acme": {"budgets": {"joules": "1000", "gpu_seconds": "1000"}}}
+    daemon = daemons.make(tenants=tenants, settings={"gpu": {"interval": "100ms", "budget": "50%", **gpu}})
     daemon.environment |= {"LD_LIBRARY_PATH": str(library), "CORRAL_FAKE_NVML": str(driver.file)}
     await daemon.start()
     return daemon
@@ -113,6 +114,10 @@ async def test_a_call_is_charged_for_what_its_process_uses(
     (ended,) = (await daemon.history(session, ended=1)).calls
     assert ended.outcome.usage.gpu_joules == pytest.approx(60)
     assert ended.outcome.usage.gpu_seconds == pytest.approx(now.usage.gpu_seconds)
+    (tenant,) = [one for one in (await daemon.snapshot()).tenants if one.name == "acme"]
+    used = {one.resource: one.used for one in tenant.budgets}
+    assert used["joules"] == pytest.approx(60)
+    assert used["gpu_seconds"] == pytest.approx(now.usage.gpu_seconds)
 
 
 async def test_a_gpu_that_is_lost_and_one_that_was_never_there(
