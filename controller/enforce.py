@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from bpf import BpfError, BrakeEvent, Counters, DeniedEvent, Event, ExecEvent, NotifyEvent, OomEvent
+from controller import stalls
 from controller.backend import (
     CallRecord,
     CallRef,
@@ -34,6 +35,7 @@ from controller.cgroup import (
     Tree,
     Watcher,
 )
+from controller.cgroup.pressure import PressureTrigger
 from controller.fulldisk import FullDisk, device_of
 from controller.groups import Groups
 from controller.kernelside import KernelSide
@@ -71,6 +73,7 @@ class Enforcer(Groups):
         self._missing: list[str] = [*tree.host.problems]
         self._full_disk: FullDisk | None = None
         self._watcher: Watcher | None = None
+        self._stalls: PressureTrigger | None = None
         self._listener: Listener | None = None
         self._lock: int | None = None
         self._leaves: dict[CallId, Leaf] = {}
@@ -120,11 +123,14 @@ class Enforcer(Groups):
             self._missing += self._kernel.problems
             asyncio.get_running_loop().add_reader(self._kernel.fileno(), self._kernel.drain)
         self._full_disk = FullDisk(self._kernel)
+        self._stalls = stalls.watch(listener.on_pressure)
         for problem in self._missing:
             log.warning("this host cannot do everything", missing=problem)
         return self.find(self._kernel)
 
     def stop(self) -> None:
+        if self._stalls is not None:
+            self._stalls.close()
         if self._kernel is not None:
             asyncio.get_running_loop().remove_reader(self._kernel.fileno())
             self._kernel.close()

@@ -90,5 +90,8 @@ class KernelEvents:
         )
         self._shared.remember(call)
 
+    def on_pressure(self) -> None:
+        self._live.pressed()
+
     def on_exec(self, call_id: CallId, pid: int, parent: int, filename: str) -> None:
         log.debug("exec", call=call_id, pid=pid, parent=parent, filename=filename)

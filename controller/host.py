@@ -141,6 +141,8 @@ class Host(BudgetMethods):
         self.recovery.take_over_tenants(found)
         self.sessions.configure(self.shared.config.tenants, self._known_tenants)
         self.recovery.take_over(found)
+        self.plenty.refresh(now())
+        self.live.soon()
         self._tasks.append(asyncio.create_task(self.sampler.run(), name="sampler"))
 
     async def stop(self) -> None:

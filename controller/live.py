@@ -100,6 +100,11 @@ class Live:
             if self._is_anything_to_decide():
                 self.soon()
 
+    def pressed(self) -> None:
+        """The kernel says that tasks stand still for want of memory: what was read is too old to go by."""
+        if self._shared.registry.calls:
+            self.soon()
+
     def _is_anything_to_decide(self) -> bool:
         return bool(len(self._queue) or self._holds.held or self._plenty.is_short or self._plenty.is_tight)
 

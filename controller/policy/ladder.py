@@ -124,7 +124,7 @@ def _slack(call: CallFacts, account: Account, *, to_typical: bool) -> tuple[int,
     """The threshold to which that of a running call may be lowered, and what that gives. None of a call that asked to
     fail fast: it would be ended at a threshold that it never declared."""
     least = call.usage + account.config.least_slack
-    if to_typical:
+    if to_typical and (call.need.count or call.need.declared):
         least = max(least, call.need.typical)
     if not call.granted or (call.promised and call.on_pressure is OnPressure.FAIL_FAST):
         return least, 0
@@ -331,7 +331,12 @@ def _mild(state: State, begun: Sequence[CallFacts], account: Account) -> list[St
         for call in sorted(begun, key=rank):
             if call.squeezed and call.stage is Stage.RUNNING:
                 wanted = max(call.promised, call.need.likely)
-                brake = max(account.reserved[call.id], min(wanted, call.usage + account.room(call) // 2))
+                room = account.room(call)
+                # all of it where there is room for all, else half of what there is; but not bit by bit
+                more = wanted - call.usage if wanted - call.usage <= room else room // 2
+                brake = max(account.reserved[call.id], call.usage + more)
+                if brake < wanted and brake - call.granted < worth(call, account.config):
+                    continue
                 account.change(call, brake)
                 steps.append(
                     Step(
@@ -342,18 +347,24 @@ def _mild(state: State, begun: Sequence[CallFacts], account: Account) -> list[St
                         evidence=_numbers(call, account) | {"new_brake_bytes": float(brake)},
                     )
                 )
-    if account.free > account.config.disarm_above * state.capacity:
-        for call in sorted(begun, key=rank):
-            if call.granted and not call.promised and not call.squeezed and call.stage is Stage.RUNNING:
-                steps.append(
-                    Step(
-                        kind=StepKind.DISARM,
-                        call_id=call.id,
-                        reason="memory is there again: it needs no threshold",
-                        evidence=_numbers(call, account),
-                    )
-                )
-    return steps
+    return steps + _disarm(state, begun, account)
+
+
+def _disarm(state: State, begun: Sequence[CallFacts], account: Account) -> list[Step]:
+    """The end of thresholds that only shortage gave: where so much is free but for what they keep."""
+    lent = [c for c in begun if c.granted and not c.promised and not c.squeezed and c.stage is Stage.RUNNING]
+    free = account.free + sum(account.reserved[c.id] - c.usage for c in lent)
+    if free <= account.config.disarm_above * state.capacity:
+        return []
+    return [
+        Step(
+            kind=StepKind.DISARM,
+            call_id=call.id,
+            reason="memory is there again: it needs no threshold",
+            evidence=_numbers(call, account),
+        )
+        for call in sorted(lent, key=rank)
+    ]
 
 
 def _kill(call: CallFacts, code: str, why: str, account: Account) -> Step:
