@@ -9,17 +9,27 @@ from agentd.containers.engine import Engine
 from agentd.containers.follow import FollowFile
 from agentd.containers.service import Containers
 from agentd.hook.classify import classify
+from controller.enforce import Enforcer
 from controller.host import Host
 from controller.model import SessionId, SessionView
+from controller.recognise.bpfsource import BpfSource
 from controller.recognise.recogniser import Recogniser
 from controller.recognise.rules import Library
+from controller.recognise.source import NetlinkSource, Source
+
+
+def _open_source(recogniser: Recogniser) -> Source:
+    """eBPF where it tells of processes, else the process connector."""
+    backend = recogniser.backend
+    lineage = backend.lineage() if isinstance(backend, Enforcer) else None
+    return BpfSource(lineage) if lineage is not None else NetlinkSource(recogniser)
 
 
 class Attaching:
     """See agentd.api.attached.AttachPort."""
 
     def __init__(self, host: Host, library: Library, engine: Engine, file: FollowFile) -> None:
-        self.recogniser = Recogniser(host, library, classify)
+        self.recogniser = Recogniser(host, library, classify, _open_source)
         self._containers = Containers(host, self.recogniser, engine, file)
 
     async def start(self) -> None:

@@ -20,9 +20,11 @@ from bpf.devices import gpu_majors
 from bpf.disk import DiskTrace
 from bpf.errors import InvalidPolicy, MapError, NotRegistered, TooManyCalls
 from bpf.libbpf import Map, Ring, get_pinned, possible_cpus
+from bpf.lineage import Lineage
 from bpf.loader import Loader, run_iterator
 from bpf.pace import Paces
 from bpf.pins import PinDir
+from bpf.trial import kernel_has_function
 from bpf.types import MAX_CALLS, Counters, Event, NetworkMode, NetworkPolicy
 
 _MAX_BYTES: Final = 1 << 62
@@ -190,6 +192,13 @@ class KernelSide:
         else:
             self._put_call(cgroup_id, replace(call, network=policy.mode))
             self._put_rules(key, policy)
+
+    def lineage(self) -> Lineage | None:
+        """Forks, execs and exits of attached sessions; None where the part could not be loaded, or may lose events.
+        The caller closes it."""
+        if "lineage" not in self.parts or kernel_has_function("cgroup_task_dead"):
+            return None  # see bpf/loader.py: tracepoints of such kernels may be preempted
+        return Lineage(self._pins.maps)
 
     def pace(self, cgroup_id: int, rate: int | None) -> None:
         """How fast packets may leave this group and all below it, in bytes a second; None: as fast as they can.

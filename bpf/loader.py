@@ -40,6 +40,11 @@ PARTS: Final = (
     ),
     Part("lifecycle", ("corral_fork", "corral_exec", "corral_victim"), "no forks and execs, no OOM victims per call"),
     Part(
+        "lineage",
+        ("corral_lineage_fork", "corral_lineage_exec", "corral_lineage_exit"),
+        "of attached sessions, tool calls of a few milliseconds may end before it is known what they were",
+    ),
+    Part(
         "network",
         ("corral_egress", "corral_ingress"),
         "no network bytes; open sockets escape a network policy",

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from bpf import BpfError, BrakeEvent, Counters, DeniedEvent, Event, ExecEvent, NotifyEvent, OomEvent
+from bpf.lineage import Lineage
 from controller import stalls
 from controller.backend import (
     CallRecord,
@@ -102,6 +103,11 @@ class Enforcer(Groups):
     def missing(self) -> tuple[str, ...]:
         problem = self._full_disk.problem if self._full_disk is not None else ""
         return (*self._missing, *self._unset.values(), *([problem] if problem else ()))
+
+    def lineage(self) -> Lineage | None:
+        """Processes of attached sessions as the kernel side tells of them; None: the process connector must do."""
+        open_lineage = getattr(self._kernel, "lineage", None)
+        return open_lineage() if open_lineage is not None else None
 
     # --- life --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@
 #define CORRAL_OOM_EVENTS 64	     /* per call */
 #define CORRAL_DENIED_PER_SECOND 16  /* events per call; the others are counted */
 #define CORRAL_BRAKES_PER_SECOND 1024 /* events per call: more processes than that stop, but without an event each */
+#define CORRAL_MAX_LINEAGE 65536    /* processes of attached sessions */
+#define CORRAL_MAX_ENTRIES 4096	     /* containers whose entering processes are told */
+#define CORRAL_ARGV 1024
 #define CORRAL_COMM 16
 #define CORRAL_PATH 128
 
@@ -31,6 +34,17 @@ enum corral_event_kind {
 	CORRAL_EV_EXEC = 3,
 	CORRAL_EV_OOM = 4,
 	CORRAL_EV_DENIED = 5,
+};
+
+enum corral_lineage_kind {
+	CORRAL_LINEAGE_FORK = 1,
+	CORRAL_LINEAGE_EXEC = 2,
+	CORRAL_LINEAGE_EXIT = 3,
+};
+
+enum corral_lineage_role {
+	CORRAL_WATCHED = 1, /* its forks, execs and its end are told, and its children are watched */
+	CORRAL_PLACED = 2,  /* it is in its call's leaf: its end alone is told */
 };
 
 enum corral_denied_what {
@@ -187,6 +201,24 @@ struct corral_denied_event {
 	__u32 minor;
 	__u32 pad;
 	char comm[CORRAL_COMM];
+};
+
+/* Of a process of an attached session; of a fork, `tgid` is the child. `cpu` in nanoseconds. */
+struct corral_lineage_event {
+	struct corral_header head; /* cgroup_id: of an exec, the entry by which the process is known; else 0 */
+	__u32 tgid;
+	__u32 ppid;
+	__u32 status; /* of an exit, as of waitpid(2) */
+	__u32 group;  /* process group, of an exec */
+	__u64 cpu;
+};
+
+struct corral_lineage_exec {
+	struct corral_lineage_event base;
+	__u32 length; /* of argv, which may be longer than what is here */
+	__u32 pad;
+	char path[CORRAL_PATH];
+	char argv[CORRAL_ARGV];
 };
 
 #endif

@@ -80,9 +80,25 @@ struct sigpending {
 
 struct mm_struct {
 	int map_count;
+	unsigned long arg_start, arg_end;
+};
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1];
+};
+
+struct sched_entity {
+	__u64 sum_exec_runtime;
 };
 
 struct signal_struct {
+	int group_exit_code;
+	struct pid *pids[4];
+	unsigned long long sum_sched_runtime;
 	atomic_t live;
 	struct list_head thread_head;
 	struct sigpending shared_pending;
@@ -103,6 +119,8 @@ struct sched_info {
 };
 
 struct task_struct {
+	struct sched_entity se;
+	int exit_code;
 	unsigned int __state;
 	unsigned int flags;
 	int pid;

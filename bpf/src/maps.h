@@ -95,6 +95,37 @@ struct {
 	__uint(max_entries, CORRAL_RING_BYTES);
 } events SEC(".maps");
 
+/* Processes of attached sessions by their number, with enum corral_lineage_role. Made by user space for the first one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CORRAL_MAX_LINEAGE);
+	__type(key, __u32);
+	__type(value, __u32);
+} lineage SEC(".maps");
+
+/* Groups (of v2, or with the top bit set of the v1 memory hierarchy) into which processes come from elsewhere. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CORRAL_MAX_ENTRIES);
+	__type(key, __u64);
+	__type(value, __u32);
+} entries SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, CORRAL_RING_BYTES);
+} told SEC(".maps");
+
+/* Events that found `told` full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} told_lost SEC(".maps");
+
 /* Events that found the ring buffer full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

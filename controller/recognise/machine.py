@@ -33,7 +33,8 @@ class Forked:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """``group``: the process group, 0 where it is not known. ``scope``: of a process that came into a container."""
+    """``group``: the process group, 0 where it is not known. ``scope``: of a process that came into a container.
+    ``cpu_usec``: what it had used until then, where that is known."""
 
     at: int
     pid: int
@@ -41,6 +42,7 @@ class Executed:
     argv: Sequence[str]
     group: int = 0
     scope: str = ""
+    cpu_usec: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Begin:
     path: str
     argv: tuple[str, ...]
     born: int  # nanoseconds: when its leader was forked, or was first seen
+    cpu_elsewhere: int = 0  # microseconds that its leader had used before it came into the container
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +307,7 @@ class Machine:
                 path=event.path,
                 argv=tuple(event.argv),
                 born=group.born,
+                cpu_elsewhere=event.cpu_usec if group.parent is Parent.ENTRY else 0,
             )
         ]
 

@@ -71,10 +71,11 @@ class Live:
 class Placing:
     """The calls of all attached sessions, by the machine's keys."""
 
-    def __init__(self, host: Host, classify: Classify) -> None:
+    def __init__(self, host: Host, classify: Classify, on_placed: Callable[[int], None]) -> None:
         self._host = host
         self._shared = host.shared
         self._classify = classify
+        self._on_placed = on_placed
         self._live: dict[int, Live] = {}
         self.missed = 0  # calls that had ended before they could be placed
         self.placed = 0
@@ -133,7 +134,7 @@ class Placing:
             call.recognition = replace(
                 call.recognition,
                 seconds_before=max(0, step.at - live.begin.born) / 1e9,
-                cpu_usec_before=step.cpu_usec or 0,
+                cpu_usec_before=max(0, (step.cpu_usec or 0) - live.begin.cpu_elsewhere),
             )
 
     def emptied(self, step: Emptied) -> None:
@@ -191,7 +192,7 @@ class Placing:
         call.recognition = Recognition(
             rule=self._rule(live),
             seconds_before=max(0, time.monotonic_ns() - live.begin.born) / 1e9,
-            cpu_usec_before=before,
+            cpu_usec_before=max(0, before - live.begin.cpu_elsewhere),
             memory_before=memory if moved else None,
         )
         live.stage = Stage.PLACED
@@ -211,6 +212,7 @@ class Placing:
         try:
             self._shared.backend.place(live.call.ref, pid, descriptor)
             live.call.populated = True
+            self._on_placed(pid)
             return True
         except ControllerError as err:
             log.debug("a process of a recognised call was not placed", call=live.call.id, pid=pid, error=str(err))
@@ -306,6 +308,7 @@ class Placing:
         self.missed += 1
         life = max(0, at - live.begin.born) / 1e9
         cpu = exited.cpu_usec if exited is not None and exited.cpu_usec is not None else 0
+        cpu = max(0, cpu - live.begin.cpu_elsewhere)
         ended_at = now() - max(0, time.monotonic_ns() - at) / 1e9
         call.begun_at = ended_at - life
         call.recognition = Recognition(rule=self._rule(live), seconds_before=life, cpu_usec_before=cpu)

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from controller import procfs
+from controller.backend import Backend
 from controller.host import Host
 from controller.model import (
     AlreadyExists,
@@ -29,7 +30,6 @@ from controller.recognise.finding import NotAnAgent, descendants, found_processe
 from controller.recognise.machine import (
     Begin,
     Emptied,
-    Executed,
     Exited,
     Forked,
     Join,
@@ -40,7 +40,7 @@ from controller.recognise.machine import (
 )
 from controller.recognise.placing import Classify, Placing
 from controller.recognise.rules import Kind, Library, RuleSet, Verdict
-from controller.recognise.source import NetlinkSource, Source, arguments, group_of, is_within, process_group, program
+from controller.recognise.source import NetlinkSource, Source, arguments, executed, group_of, is_within, program
 from controller.registry import Session
 
 log = structlog.get_logger("corral.recognise")
@@ -73,11 +73,15 @@ class Recogniser:
         self._library = library
         self._open_source = open_source or NetlinkSource
         self._machine = Machine()
-        self.placing = Placing(host, classify)
+        self.placing = Placing(host, classify, self._placed)
         self._attached: dict[str, _Attached] = {}
         self._source: Source | None = None
         self._lost = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def backend(self) -> Backend:
+        return self._host.shared.backend
 
     # --- attaching ---------------------------------------------------------------------------------------------------
 
@@ -185,7 +189,7 @@ class Recogniser:
                 self._attached[session.id] = _Attached(session, attachment, rules)
                 self._leave(session.id)
                 continue
-            for pid in self._host.shared.backend.held_processes(session.tenant.id, session.id):
+            for pid in self.backend.held_processes(session.tenant.id, session.id):
                 self._host.enter_session(session.id, pid)
             self._follow(session, rules)
 
@@ -196,31 +200,53 @@ class Recogniser:
             return
         machine = self._machine
         self._attached[session.id] = _Attached(session, attachment, rules)
+        source = self._listening
         machine.add_scope(session.id, rules, attachment.pid)
+        source.watch(attachment.pid)
+        if attachment.group:
+            source.watch_group(attachment.group, session.id)
         for call in list(session.calls.values()):
             pids = self._host.processes(call.id)
             if call.recognition is not None and pids:
                 key = machine.adopt_call(session.id, call.main_pid, pids)
                 self.placing.adopt(key, call, _adopted(key, session.id, call.main_pid), rules)
-        backend = self._host.shared.backend
-        inside = list(backend.agent_pids(session.tenant.id, session.id))
-        for process in found_processes(attachment, inside):
-            at = time.monotonic_ns()
-            if machine.knows(process.pid):
-                continue
-            if machine.knows(process.parent):
-                self._handle(machine.feed(Forked(at, process.parent, process.pid, monotonic_of(process.start))))
-                if process.executed:
-                    self._handle(machine.feed(_executed(at, process.pid)))
-            elif attachment.container:
-                self._handle(machine.feed(_executed(at, process.pid, session.id)))
-            else:
-                machine.add_helper(session.id, process.pid)
+                for pid in pids:
+                    source.watch(pid)
+                    source.placed(pid)
+        self._find(self._attached[session.id])
         log.info("attached", session=session.id, pid=attachment.pid, rules=rules.name, container=attachment.container)
 
     def check_rules(self, name: str) -> None:
         """Raises NotFound or InvalidRequest."""
         self._library.load(name)
+
+    def _find(self, attached: _Attached) -> None:
+        """What is there already is told to the machine as if it had just come. A child of one that is not watched yet
+        is found by the next look."""
+        machine, session, source = self._machine, attached.session, self._listening
+        for _ in range(_MOVE_PASSES):
+            inside = list(self.backend.agent_pids(session.tenant.id, session.id))
+            new = [p for p in found_processes(attached.attachment, inside) if not machine.knows(p.pid)]
+            if not new:
+                return
+            for process in new:
+                at = time.monotonic_ns()
+                source.watch(process.pid)
+                if machine.knows(process.parent):
+                    self._handle(machine.feed(Forked(at, process.parent, process.pid, monotonic_of(process.start))))
+                    if process.executed:
+                        self._handle(machine.feed(executed(at, process.pid)))
+                elif attached.attachment.container:
+                    self._handle(machine.feed(executed(at, process.pid, session.id)))
+                else:
+                    machine.add_helper(session.id, process.pid)
+                if procfs.read_stat(process.pid) is None:  # ended before it was watched: its end is told by nobody
+                    source.unwatch(process.pid)
+                    self._handle(machine.feed(Exited(time.monotonic_ns(), process.pid, None)))
+
+    def _placed(self, pid: int) -> None:
+        if self._source is not None:
+            self._source.placed(pid)
 
     # --- detaching ---------------------------------------------------------------------------------------------------
 
@@ -267,6 +293,10 @@ class Recogniser:
     def _forget(self, session_id: str) -> None:
         attached = self._attached.pop(session_id, None)
         if attached is not None:
+            if self._source is not None:
+                self._source.unwatch_group(session_id)
+                for pid in self._machine.pids(session_id):
+                    self._source.unwatch(pid)
             self._machine.drop_scope(session_id)
             self.placing.drop(attached.session)
         if not self._attached:
@@ -296,6 +326,12 @@ class Recogniser:
             raise CannotEnforce(f"no process events: {err}", remedy=err.remedy) from err
         self._lost = 0
         asyncio.get_running_loop().add_reader(self._source.fileno(), self._drain)
+
+    @property
+    def _listening(self) -> Source:
+        if self._source is None:
+            raise AssertionError("an attached session without a source of events")
+        return self._source
 
     def _deafen(self) -> None:
         if self._source is not None:
@@ -333,14 +369,7 @@ class Recogniser:
                 stat = procfs.read_stat(pid)
                 if stat is None or not stat.alive:
                     self._handle(self._machine.feed(Exited(at, pid, None)))
-            inside = list(self._host.shared.backend.agent_pids(attached.session.tenant.id, attached.session.id))
-            for process in found_processes(attached.attachment, inside):
-                if not self._machine.knows(process.pid) and self._machine.knows(process.parent):
-                    self._handle(
-                        self._machine.feed(Forked(at, process.parent, process.pid, monotonic_of(process.start)))
-                    )
-                    if process.executed:
-                        self._handle(self._machine.feed(_executed(at, process.pid)))
+            self._find(attached)
 
     def _handle(self, steps: list[Step]) -> None:
         over = {step.key for step in steps if isinstance(step, Emptied)}
@@ -372,10 +401,6 @@ class Recogniser:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _executed(at: int, pid: int, scope: str = "") -> Executed:
-    return Executed(at, pid, program(pid), arguments(pid), process_group(pid), scope)
 
 
 def _adopted(key: int, scope: str, main: int) -> Begin:

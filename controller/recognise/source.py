@@ -33,6 +33,17 @@ class Source(Protocol):
     def read(self, most: int, /) -> Iterator[Event]:
         """Events that wait, in order. Each is to be handled before the next is asked for."""
 
+    def watch(self, pid: int, /) -> None:
+        """From now on what it forks and executes, and its end, is told; likewise of its children."""
+
+    def placed(self, pid: int, /) -> None:
+        """It is in its call's leaf: its end matters, and no more."""
+
+    def unwatch(self, pid: int, /) -> None: ...
+    def watch_group(self, group: str, scope: str, /) -> None:
+        """What executes something in this group and is not known is of ``scope``."""
+
+    def unwatch_group(self, scope: str, /) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,6 +63,17 @@ class NetlinkSource:
 
     def close(self) -> None:
         self._events.close()
+
+    def watch(self, pid: int) -> None:
+        pass  # it hears of every process, and asks about each
+
+    placed = unwatch = watch
+
+    def watch_group(self, group: str, scope: str) -> None:
+        pass
+
+    def unwatch_group(self, scope: str) -> None:
+        pass
 
     def read(self, most: int) -> Iterator[Event]:
         asker = self._asker

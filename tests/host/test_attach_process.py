@@ -101,7 +101,7 @@ async def test_a_call_that_must_wait_is_frozen_until_its_turn(agent: Agent) -> N
     await agent.attach(tenant="narrow")
     first = int(await agent.tell(["&", "bash", "-c", "sleep 60; exit 1"]))
     await live_calls(agent, 1)
-    second = int(await agent.tell(["&", "bash", "-c", "exit 7"]))
+    second = int(await agent.tell(["&", "bash", "-c", "sleep 1; exit 7"]))
     _, queued = await live_calls(agent, 2)
     assert queued.state == pb.CALL_STATE_QUEUED
     assert group_of(second).endswith("/wait")
