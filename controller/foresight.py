@@ -6,6 +6,8 @@ costs up to a millisecond, so it is kept with its call until the call has change
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controller.forecast import Kept, Kind, Learner, Need, life_of
 from controller.model import CallView, Intent, Reason, SessionId, TenantId
 from controller.policy.advice import Expected
@@ -20,15 +22,17 @@ class Foresight:
     def __init__(self) -> None:
         self.learner = Learner()
 
-    def learn(self, call: CallView) -> None:
-        """``call`` has ended, by itself. One that was killed says how it was treated, not how such calls go."""
+    def learn(self, call: CallView, curve: Sequence[tuple[float, int]] = ()) -> None:
+        """``call`` has ended, by itself. One that was killed says how it was treated, not how such calls go.
+
+        ``curve``: (seconds after its begin, bytes) as sampled. Of a call that was too short for a sample, or is known
+        from the ledger alone, the kernel's high-water mark is taken to have been reached at once."""
         outcome = call.outcome
         if outcome is None or outcome.reason not in _BY_ITSELF:
             return
         ran = max(0.0, outcome.wall_seconds - outcome.held_seconds)
-        # the kernel's high-water mark, taken to be reached at once: samples are too far apart to say when
         kind = _kind(call.tenant_id, call.session_id, call.intent)
-        self.learner.learn(life_of(kind, ran, (), outcome.usage.memory_peak))
+        self.learner.learn(life_of(kind, ran, curve, outcome.usage.memory_peak))
 
     def expected(self, call: Call) -> Expected | None:
         """What earlier calls like this one came to, whatever it declared; None: nothing is known."""

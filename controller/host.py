@@ -388,7 +388,7 @@ class Host(BudgetMethods):
         return HostMemory(total=total, available=available)
 
     def _settled(self, call: Call) -> None:
-        self.foresight.learn(call.view())
+        self.foresight.learn(call.view(), call.curve)
         self.live.something_ended(call)
         self.sessions.close_if_idle(call.session)
 

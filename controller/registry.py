@@ -33,6 +33,9 @@ from controller.model import (
 )
 from controller.recognise.attachment import Attachment
 
+_CURVE_STEP = 8  # a point of a call's curve is one part in so many above the one before,
+_CURVE_POINTS = 128  # and these are as many as there may be: from a page to any size
+
 
 @dataclass(slots=True, kw_only=True)
 class Tenant:
@@ -114,8 +117,9 @@ class Call:
 
     ``promised``: the threshold that it has where there is room, bytes: what it declared, or an operator set (0: none).
     ``unbraked``: an operator took its threshold away. ``trimmed``: its threshold is lower than that for lack of memory.
-    ``memory``: as last read, bytes. ``outstanding``: how much more it may come to use, as far as is known. ``eta``:
-    when it will typically begin, unix seconds.
+    ``memory``: as last read, bytes; ``curve``: when it first used how much, (seconds of running, bytes), for forecasts.
+    ``outstanding``: how much more it may come to use, as far as is known. ``eta``: when it typically begins, unix
+    seconds.
     """
 
     ref: CallRef
@@ -135,6 +139,7 @@ class Call:
     notice: int | None = None  # where an operator wants to be told of its growth
     advised: bool = False
     memory: int = 0
+    curve: list[tuple[float, int]] = field(default_factory=list)
     outstanding: int = 0
     forecast: Kept | None = None
     eta: float | None = None
@@ -199,6 +204,13 @@ class Call:
         self.usage = usage
         if usage.memory_now is not None:
             self.memory = usage.memory_now
+            self._has_grown(usage.memory_now)
+
+    def _has_grown(self, memory: int) -> None:
+        highest = self.curve[-1][1] if self.curve else 0
+        if memory * _CURVE_STEP > highest * (_CURVE_STEP + 1) and len(self.curve) < _CURVE_POINTS:
+            at = now()
+            self.curve.append((max(0.0, at - self.begun_at - self.held_now(at)), memory))
 
     def used_gpu(self, memory_bytes: int, seconds: float, joules: float) -> None:
         """Bytes that it holds now; seconds and joules since the last time."""

@@ -6,6 +6,7 @@ import pytest
 
 from controller.config import HostConfig, TenantConfig
 from controller.model import Intent, Reason, Usage
+from controller.registry import now
 from tests.unit.test_host import Rig, rig
 
 MIB = 1 << 20
@@ -61,3 +62,24 @@ async def test_what_the_ledger_knows_is_learned_at_the_start() -> None:
         running.begun_at -= 3.0
         waiting = r.host.prepare(session, intent=Intent(), argv=["x"])
         assert r.host.eta(waiting) == pytest.approx(7.0, abs=1.0)
+
+
+async def test_when_it_grew_is_learned_from_samples() -> None:
+    """A suite that is small for a while is forecast to grow still, until the age at which such suites have grown."""
+    async with rig(HostConfig(tenants=(TenantConfig(name="acme"),))) as r:
+        session = r.open(uid=0)
+        suite = Intent(tool="pytest", call_class="test")
+        for _ in range(20):
+            call = r.launch(session, suite)
+            for age, megabytes in ((1.0, 20), (3.0, 21), (5.0, 300)):
+                call.begun_at -= age - (call.curve[-1][0] if call.curve else 0.0)
+                call.measured(Usage(memory_now=megabytes * MIB))
+            r.backend.leaves[call.id].usage = Usage(memory_peak=310 * MIB)
+            r.exits(call, 100)
+            await r.host.end(call.id, 0)
+        young = r.launch(session, suite)
+        young.memory = 20 * MIB
+        young.begun_at -= 2.0
+        assert r.host.foresight.need(young, now()).typical > 250 * MIB
+        young.begun_at -= 5.0
+        assert r.host.foresight.need(young, now()).claim <= 20 * MIB

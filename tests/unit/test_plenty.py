@@ -14,7 +14,7 @@ from controller.model import ControllerError, Intent, Limits, OnPressure, Usage
 from controller.policy.rounds import decide
 from controller.registry import Call, now
 from controller.state import StepKind
-from tests.unit.test_host import MIB, Rig, rig
+from tests.unit.test_host import MIB, Rig, rig, turn
 
 TOOLS = ["", "pytest", "git"]
 
@@ -115,6 +115,7 @@ def test_no_forecast_of_a_new_call_is_above_its_bound(past: list[tuple[str, floa
 async def test_a_quiet_host_needs_no_forecast_and_a_full_one_does() -> None:
     async with rig() as r:
         session = r.open("default")
+        await turn()  # the round that every start makes
         first = r.launch(session, Intent(memory_peak=100 * MIB))
         assert first.forecast is None, "it was let in without a forecast"
         r.reader.available = 500 * MIB
