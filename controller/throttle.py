@@ -75,6 +75,7 @@ def describe(squeeze: Squeeze) -> str:
 
 
 def _numbers(squeeze: Squeeze) -> dict[str, float]:
+    """Named as controller.policy.done.SQUEEZES has it."""
     named = {
         "memory_high_bytes": squeeze.memory_high,
         "cpu_cores": squeeze.cpu_max,

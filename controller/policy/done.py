@@ -8,6 +8,8 @@ from typing import Final
 from controller.model import Action, Decision, Grant
 from controller.policy.text import human_bytes, human_seconds
 
+# In the evidence of a decision that slowed a call: see controller.throttle.
+SQUEEZES: Final = frozenset({"memory_high_bytes", "cpu_cores", "cpu_weight", "io_weight", "egress_bytes_per_second"})
 LONG_WAIT: Final = 5.0  # seconds in the queue from which on it is worth a word to an agent whose call went well
 
 
@@ -64,7 +66,8 @@ def _frozen(decisions: Sequence[Decision], held: float) -> str:
 
 
 def _throttled(decisions: Sequence[Decision], squeezed: float) -> str:
-    throttles = _of(decisions, Action.THROTTLE)
+    # the ladder also throttles by a lower threshold alone, which slows nobody who does not meet it
+    throttles = [d for d in _of(decisions, Action.THROTTLE) if squeezed > 0 or SQUEEZES & d.evidence.keys()]
     if not throttles:
         return ""
     how_long = f" for {human_seconds(squeezed)}" if squeezed > 0 else ""

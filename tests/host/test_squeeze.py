@@ -13,7 +13,8 @@ import pytest
 from bpf import Unavailable
 from controller.backend import CallRecord, CallRef, SessionRecord
 from controller.cgroup import Group, Tree
-from controller.enforce import Enforcer
+from controller.enforce import Enforcer, OpenKernel
+from controller.kernelside import KernelSide
 from controller.model import (
     CallId,
     CallState,
@@ -50,15 +51,16 @@ class Nobody:
     def on_exec(self, call_id: CallId, pid: int, parent: int, filename: str, /) -> None: ...
 
 
-def _no_kernel(*_: object) -> None:
+def _no_kernel(*_: object) -> KernelSide:
     raise Unavailable("not in this test", remedy="none")
 
 
 class Rig:
     """A tree with one call in it, and a daemon's backend over it, which can be lost and come again."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, open_kernel: OpenKernel | None = None) -> None:
         self.tree = tree
+        self._open_kernel = open_kernel or _no_kernel
         self.backend = self._backend()
         tenant, session = new_tenant_id(), new_session_id()
         self.ref = CallRef(tenant, session, new_call_id())
@@ -67,7 +69,7 @@ class Rig:
         self.backend.add_session(SessionRecord(session=view, token_hash="", token_expires=0.0))
 
     def _backend(self) -> Enforcer:
-        backend = Enforcer(self.tree, _no_kernel)  # type: ignore[arg-type]  # it never returns
+        backend = Enforcer(self.tree, self._open_kernel)
         backend.start(Nobody())
         return backend
 

@@ -106,7 +106,9 @@ def test_every_record_has_an_explanation(case: Proof, declared: bool) -> None:
 
 @given(proofs())
 def test_silent_exactly_when_nothing_was_done(case: Proof) -> None:
-    acted = {d.action for d in case.decisions} & {Action.BRAKE, Action.FREEZE, Action.THROTTLE}
+    acted = {d.action for d in case.decisions} & {Action.BRAKE, Action.FREEZE}
+    throttled = any(d.action is Action.THROTTLE for d in case.decisions) and case.squeezed_seconds > 0
+    acted |= {Action.THROTTLE} if throttled else set()
     acted |= {Action.QUEUE} if case.queued_seconds >= LONG_WAIT else set()
     survived = case.oom_kills and case.killed_as is None and case.wait_status == 0
     if reason_of(case) in QUIET and not acted and not survived:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controller.backend import CallRecord
 from controller.model import UNLIMITED, Action, CallState, Limits, Squeeze, squeezed
+from controller.policy.done import SQUEEZES
 from controller.records import decode, encode
 from controller.throttle import relax, throttle
 from tests.unit.test_host import rig, state, turn
@@ -61,6 +62,7 @@ async def test_throttle_and_relax_are_on_record_and_survive() -> None:
         said = call.decisions[-1]
         assert said.action is Action.THROTTLE
         assert said.reason == "the host is short of memory: memory above 32 MiB is reclaimed, CPU weight 10"
+        assert said.evidence.keys() & SQUEEZES
         assert said.evidence == {"memory_high_bytes": 32.0 * MIB, "cpu_weight": 10.0, "free_bytes": 5.0}
         record = r.backend.leaves[call.id].record
         assert record is not None
