@@ -59,7 +59,10 @@ class Entry:
     keep_until: float | None = None  # monotonic
     last_used: float = 0.0  # monotonic
     waited: float = 0.0  # seconds that its turns waited for KV that had been put out
-    waiting: bool = False  # a turn of it waits for a slot
+    waiting: bool = False  # a turn of it waits for a slot, or to be admitted
+    waiting_since: float = 0.0  # monotonic
+    priority: int = 50  # of that turn
+    admitted: bool = False  # its first turn may run
     restored_at: float = 0.0  # monotonic
     restored_unseen: bool = False  # restored, and no turn has run since: the engine shows no tokens yet
     empty_looks: int = 0  # readings in a row that showed nothing in its slot

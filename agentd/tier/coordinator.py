@@ -9,6 +9,7 @@ make room. Engines that are only observed are followed and never acted on.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import structlog
 
 from agentd.config import EngineSection
 from agentd.ledger import Switch
-from agentd.tier.book import Book, Entry
+from agentd.tier.book import PLACE, Book, Entry
 from agentd.tier.costs import Durations
 from agentd.tier.effects import KvEffects, Record
 from agentd.tier.engines import EngineWatch
@@ -35,6 +36,7 @@ from gpu.policy import (
     KvPolicy,
     Restore,
     Tier,
+    Waiting,
     evict,
 )
 
@@ -325,6 +327,37 @@ class Coordinator:
                             await self._carry_out(entry, policy, decision)
         finally:
             self._pressing.discard(watch.name)
+
+    def first_in_line(self, watch: EngineWatch, guest: Entry) -> Entry:
+        """Of the conversations that wait for a slot, and ``guest``, the one whose turn the policy runs first."""
+        now = time.monotonic()
+        waiting = {e.key: e for e in self.book.of_engine(watch.name) if e.slot is None and (e.waiting or e is guest)}
+        if len(waiting) < 2:
+            return guest
+        turns = [
+            Waiting(
+                session=one.key,
+                tokens=one.kv.context,
+                waited=max(0.0, now - one.waiting_since),
+                priority=one.priority,
+                where=PLACE[one.kv.residency],
+            )
+            for one in waiting.values()
+        ]
+        order = self.sight.policy(watch).order(turns, self.sight.tier(watch))
+        return waiting.get(order[0], guest) if order else guest
+
+    def admits(self, watch: EngineWatch, guest: Entry) -> bool:
+        """Whether a new conversation may begin. It is taken to become as long as the others are."""
+        others = [entry.kv.context for entry in self.book.of_engine(watch.name) if entry.kv.context]
+        need = int(statistics.median(others)) if others else 0
+        tier = self.sight.tier(watch)
+        if not tier.capacity or (self.moves.has_slots(watch.name) and self.moves.free_slot(watch.name) is not None):
+            return True
+        answer = self.sight.policy(watch).admit(need, tier)
+        if not answer.admitted and not guest.waiting:
+            _log.info("a new conversation waits", session=guest.session_id, engine=watch.name, why=answer.why)
+        return answer.admitted
 
     async def make_room(self, watch: EngineWatch, guest: Entry) -> bool:
         """One slot of a llama.cpp server for ``guest``: a paused conversation's by the policy's order, else that of one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from agentd.config import EngineSection
 from agentd.tier.book import PLACE, Book, Entry
@@ -12,6 +13,8 @@ from agentd.tier.engines import EngineWatch
 from gpu.engines import Capability, EngineKind
 from gpu.ledger import Residency
 from gpu.policy import KvPolicy, Pause, ShadowPrice, Tier, policy_named
+
+_RECENT: Final = 10.0  # seconds
 
 
 def policy_of(section: EngineSection) -> KvPolicy:
@@ -81,9 +84,7 @@ class Sight:
             capacity=capacity or 0,
             used=used,
             waiting_tokens=sum(entry.kv.context for entry in entries if entry.waiting),
-            running_tokens=sum(
-                entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT and not entry.paused
-            ),
+            running_tokens=sum(entry.kv.tokens for entry in entries if _runs(entry)),
             forward=costs.forward,
             swap=costs.swap if offloads else None,
             offload_free=max(0, watch.section.offload_budget - self._book.saved_bytes(watch.name)) if offloads else 0,
@@ -100,3 +101,10 @@ class Sight:
     def acting(self, entry: Entry) -> EngineWatch | None:
         watch = self._watches.get(entry.engine)
         return watch if watch is not None and watch.acts else None
+
+
+def _runs(entry: Entry) -> bool:
+    """A turn of it runs; or, where nobody tells when a turn begins, it was used a moment ago and waits for no tool."""
+    if entry.kv.residency is not Residency.RESIDENT:
+        return False
+    return entry.turns > 0 or (not entry.paused and time.monotonic() - entry.last_used < _RECENT)

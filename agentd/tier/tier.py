@@ -247,8 +247,10 @@ class Tier:
         self, session_id: SessionId, engine: str, conversation: str = "", *, priority: int | None = None
     ) -> Mapping[str, Any]:
         """For whoever forwards a turn's request: the fields that its body must carry. See ``Turns.before``."""
-        tenant_id = self._host.registry.session(session_id).tenant.id
-        return await self.turns.before(session_id, tenant_id, engine, conversation, priority=priority)
+        tenant = self._host.registry.session(session_id).tenant
+        if priority is None:
+            priority = tenant.priority
+        return await self.turns.before(session_id, tenant.id, engine, conversation, priority=priority)
 
     def after_turn(self, session_id: SessionId, facts: TurnFacts) -> float:
         """How it went. Returns its prefill token equivalents. A session that has ended meanwhile counts no more."""

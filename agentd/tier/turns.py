@@ -6,6 +6,8 @@ nobody tells of turns, slots and KV events do.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +19,18 @@ from agentd.tier.book import Book, Entry
 from agentd.tier.coordinator import Coordinator
 from agentd.tier.engines import EngineWatch, Reading
 from controller.model import SessionId, TenantId
-from gpu.engines import Capability, Slot
+from gpu.engines import Capability, EngineKind, Slot
 from gpu.errors import GpuError
 from gpu.ledger import Preempted, Residency, Turn
 
 _log: Final = structlog.get_logger("corral.kv")
 
+_LOOK_AGAIN: Final = 1.0  # seconds
+_ADMIT_WITHIN: Final = 30.0  # seconds: sessions that never end must not keep a new one out for ever
+_DEFAULT_PRIORITY: Final = 50
+# A session of SGLang's appends each prompt to what it has, and LMCache serves no requests: a turn's whole prompt, as
+# OpenAI's API has it, must not be bound there.
+_BOUND: Final = frozenset({EngineKind.LLAMACPP, EngineKind.VLLM})
 _EMPTY_LOOKS: Final = 2  # readings in a row: one may have been taken while the turn that filled the slot was reported
 
 
@@ -63,14 +71,15 @@ class Turns:
         async with entry.lock:
             entry.turns += 1
             entry.cancel_timer()
-            if not watch.acts or watch.engine is None:
-                return {}
             try:
-                if self._coordinator.moves.has_slots(engine):
-                    await self._slot_for(watch, entry)
+                await self._ready(watch, entry, _DEFAULT_PRIORITY if priority is None else priority)
+                if not watch.acts or watch.engine is None:
+                    return {}
                 if entry.kv.residency is Residency.OFFLOADED:
                     await self._coordinator.moves.restore(entry, watch.section.policy, "its next turn begins", {})
                     entry.waited += time.monotonic() - began
+                if watch.info is None or watch.info.kind not in _BOUND:
+                    return {}
                 return dict(watch.engine.request_fields(entry.ref, priority=_priority(watch, priority)))
             except GpuError as err:
                 _log.info("a turn runs without its KV's place", session=session_id, engine=engine, error=str(err))
@@ -79,20 +88,45 @@ class Turns:
                 entry.turns -= 1
                 raise
 
-    async def _slot_for(self, watch: EngineWatch, entry: Entry) -> None:
-        """A slot of its own; others that are idle make room, and where none is, it waits for the end of a turn."""
+    async def _ready(self, watch: EngineWatch, entry: Entry, priority: int) -> None:
+        """Waits for what the turn needs and cannot have yet: its admission, where it is the conversation's first, and
+        a slot of its own. Others that are idle make room; where none is, an end of a turn does."""
         moves = self._coordinator.moves
-        while entry.slot is None:
+        slots = moves.has_slots(watch.name)
+        entry.waiting_since, entry.priority = time.monotonic(), priority
+        try:
+            while watch.acts:
+                freed = moves.freed  # before the look: what is freed meanwhile must not be missed
+                if self._admitted(watch, entry) and await self._has_place(watch, entry, slots=slots):
+                    return
+                entry.waiting = True
+                # again after a second: an engine may have gone, and a policy may think otherwise by then
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(freed.wait(), _LOOK_AGAIN)
+        finally:
+            was_waiting, entry.waiting = entry.waiting, False
+            if was_waiting:
+                moves.slot_freed()  # the next in order may have waited for this one alone
+
+    async def _has_place(self, watch: EngineWatch, entry: Entry, *, slots: bool) -> bool:
+        if not slots or entry.slot is not None:
+            return True
+        if self._coordinator.first_in_line(watch, entry) is not entry:
+            return False
+        moves = self._coordinator.moves
+        entry.slot = moves.free_slot(watch.name)
+        if entry.slot is None and await self._coordinator.make_room(watch, entry):
             entry.slot = moves.free_slot(watch.name)
-            if entry.slot is not None:
-                return
-            freed = moves.freed
-            entry.waiting = True
-            try:
-                if not await self._coordinator.make_room(watch, entry):
-                    await freed.wait()
-            finally:
-                entry.waiting = False
+        return entry.slot is not None
+
+    def _admitted(self, watch: EngineWatch, entry: Entry) -> bool:
+        """A conversation that has run is in. A new one waits while it would make the others chase each other out of
+        the pool, at most so long."""
+        if entry.admitted or entry.kv.residency is not Residency.ABSENT:
+            return True
+        waited = time.monotonic() - entry.waiting_since
+        entry.admitted = waited > _ADMIT_WITHIN or self._coordinator.admits(watch, entry)
+        return entry.admitted
 
     def gave_up(self, session_id: SessionId, engine: str, conversation: str) -> None:
         """The turn never ran, or nothing is known of how it went."""

@@ -29,7 +29,18 @@ from controller.model import (
 )
 from gpu.engines import Answer, Capability, Engine, EngineInfo, EngineKind, EngineMetrics, KvMoved, KvRef, Slot, Support
 from gpu.errors import EngineRefused, EngineUnreachable, InvalidValue
-from gpu.policy import Defaults, HostHint, KvAction, KvDecision, KvPolicy, Pause, Restore, Tier
+from gpu.policy import (
+    Admission,
+    Defaults,
+    HostHint,
+    KvAction,
+    KvDecision,
+    KvPolicy,
+    Pause,
+    Restore,
+    Tier,
+    Waiting,
+)
 from tests.unit.ledger_objects import call as some_call
 from tests.unit.ledger_objects import ended
 
@@ -50,6 +61,18 @@ class Script(Defaults):
     victims: tuple[KvAction, ...] = ()
     pauses: list[Pause] = field(default_factory=list)
     tiers: list[Tier] = field(default_factory=list)
+    by_priority: bool = False
+    admits: bool = True
+    needs: list[int] = field(default_factory=list)
+
+    def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
+        if self.by_priority:
+            return tuple(one.session for one in sorted(waiting, key=lambda one: -one.priority))
+        return super().order(waiting, tier)
+
+    def admit(self, need: int, tier: Tier) -> Admission:
+        self.needs.append(need)
+        return Admission(admitted=self.admits, why="so says the script")
 
     def at_pause(self, pause: Pause, tier: Tier) -> KvDecision:
         self.pauses.append(pause)
@@ -392,6 +415,49 @@ async def test_a_turn_waits_for_a_slot_until_another_turn_ends(session: SessionI
     assert not waiting.done()
     bench.turn(others[0], "c")
     assert (await waiting)["id_slot"] == 0
+
+
+async def test_the_policy_orders_who_waits_for_a_slot(session: SessionId) -> None:
+    script = Script()
+    bench = Bench(script, slots=1)
+    running, late = new_session_id(), new_session_id()
+    await bench.turns.before(running, TENANT, "local", "c")
+    waits = asyncio.ensure_future(bench.turns.before(session, TENANT, "local", "c", priority=10))
+    await bench.until(lambda: is_waiting(bench, session))
+    first = asyncio.ensure_future(bench.turns.before(late, TENANT, "local", "c", priority=90))
+    await bench.until(lambda: is_waiting(bench, late))
+    script.by_priority = True
+    bench.turn(running, "c")
+    assert (await first)["id_slot"] == 0
+    assert not waits.done()
+    bench.turn(late, "c")
+    assert (await waits)["id_slot"] == 0
+
+
+async def test_a_new_conversation_waits_until_the_policy_admits_it(session: SessionId) -> None:
+    script = Script()
+    bench = Bench(script, slots=1)
+    other = new_session_id()
+    await bench.turns.before(other, TENANT, "local", "c")
+    bench.turn(other, "c")
+    script.admits = False
+    waits = asyncio.ensure_future(bench.turns.before(session, TENANT, "local", "c"))
+    await bench.until(lambda: is_waiting(bench, session))
+    again = await bench.turns.before(other, TENANT, "local", "c")  # one that has run is in
+    assert again["id_slot"] == 0
+    assert script.needs[-1] == 500  # as long as the others
+    script.admits = True
+    bench.turn(other, "c")
+    assert (await waits)["id_slot"] == 0
+
+
+async def test_an_engine_that_goes_away_holds_nobody_up(session: SessionId) -> None:
+    bench = Bench(Script(), slots=1)
+    await bench.turns.before(new_session_id(), TENANT, "local", "c")
+    waits = asyncio.ensure_future(bench.turns.before(session, TENANT, "local", "c"))
+    await bench.until(lambda: is_waiting(bench, session))
+    bench.watch.state = "down"
+    assert await waits == {}
 
 
 async def test_a_turn_that_gives_up_waiting_leaves_nothing(session: SessionId) -> None:
