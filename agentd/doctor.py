@@ -444,8 +444,8 @@ def _surroundings() -> list[Feature]:
         _try(
             "docker",
             lambda: _docker(Path("/var/run/docker.sock")),
-            "nothing yet: containers are not watched by themselves in this version",
-            "install docker.io, if agents run in containers",
+            "containers cannot be attached as sessions (corral session attach --container)",
+            "install docker.io, if agents run in containers; attach.docker says where it listens",
         ),
         _try(
             "nvidia",

@@ -67,6 +67,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "btf__free": (None, (_P,)),
     "ring_buffer__new": (_P, (_I, _SAMPLE, _P, _P)),
     "ring_buffer__free": (None, (_P,)),
+    "bpf_prog_query": (_I, (_I, _I, ctypes.c_uint32, _P, _P, _P)),
+    "bpf_prog_get_fd_by_id": (_I, (ctypes.c_uint32,)),
+    "bpf_prog_attach": (_I, (_I, _I, _I, ctypes.c_uint32)),
     "ring_buffer__consume": (_I, (_P,)),
     "ring_buffer__epoll_fd": (_I, (_P,)),
 }

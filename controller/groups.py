@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from bpf import BpfError
+from bpf.devicefilter import copy_device_filter
 from controller.backend import CallRecord, Found, SessionRecord
 from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
 from controller.kernelside import KernelSide
-from controller.model import UNLIMITED, ControllerError, Limits, SessionId, TenantId, TenantView
+from controller.model import UNLIMITED, CannotEnforce, ControllerError, Limits, SessionId, TenantId, TenantView
 from controller.records import decode, encode
 
 
@@ -129,6 +131,17 @@ class Groups:
 
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._tree.agent(tenant_id, session_id).move(pid)
+
+    def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
+        """On hybrid hosts the v1 devices hierarchy filters, and nothing is moved there."""
+        if self._tree.mode != "unified":
+            return
+        try:
+            copy_device_filter(
+                Path(f"{self._tree.host.v2}{group}"), Path(self._tree.session(tenant_id, session_id).path)
+            )
+        except BpfError as err:
+            raise CannotEnforce(f"the container's device filter cannot be kept: {err}", remedy=err.remedy) from err
 
     def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
         group = self._tree.wait(tenant_id, session_id)

@@ -152,6 +152,9 @@ class Observer:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._forest.place(self._session(session_id).own, _living(pid))
 
+    def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
+        pass  # nothing is moved
+
     def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
         return False
 

@@ -144,7 +144,13 @@ class Recogniser:
         self._listen()
         attachment = Attachment(rules=chosen.name, pid=pid, start=stat.start, container=container, group=group)
         session = self._open(tenant=tenant, name=name, labels=labels, uid=procfs.owner(pid) or 0, attachment=attachment)
-        self._follow(session, chosen)
+        try:
+            self.backend.keep_device_filter(session.tenant.id, session.id, group)
+            self._follow(session, chosen)
+        except ControllerError:
+            self._forget(session.id)
+            self._spawn(self._host.close_session(session.id, kill=False))
+            raise
         return session.view()
 
     def _open(self, *, tenant: str, name: str, labels: Mapping[str, str], uid: int, attachment: Attachment) -> Session:

@@ -104,6 +104,9 @@ class RecordingBackend:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self.entered.append((session_id, pid))
 
+    def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
+        pass
+
     def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> bool:
         self.waiting.append(pid)
         return self.enforces
