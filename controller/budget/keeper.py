@@ -57,7 +57,7 @@ class Budgets:
         self._shared = shared
         self._saved = saved or SavedBudgets(rules={}, balances={}, marks={}, turns={})
         self._dirty_calls: dict[CallId, Call] = {}
-        self._dirty = False
+        self._dirty_owners: dict[str, Tenant | Session] = {}
         self._uncounted: set[Resource] = set()
         self.end: End = _nothing  # the owner's
 
@@ -192,7 +192,8 @@ class Budgets:
                 joules=turns.joules + charges.joules,
                 prefill_equivalents=turns.prefill_equivalents + charges.prefill_equivalents,
             )
-            session.account.turns_dirty = self._dirty = True
+            session.account.turns_dirty = True
+            self._dirty_owners[session.id] = session
         self._charge(session, charges)
 
     def report_turn(self, session: Session, turn: Turn) -> Turns:
@@ -205,7 +206,8 @@ class Budgets:
             generated_tokens=held.generated_tokens + turn.generated_tokens,
             model_seconds=held.model_seconds + turn.seconds,
         )
-        session.account.turns_dirty = self._dirty = True
+        session.account.turns_dirty = True
+        self._dirty_owners[session.id] = session
         self._charge(session, turn_charges(turn, self._shared.config.prices))
         self.flush()
         return turns
@@ -221,14 +223,12 @@ class Budgets:
 
     def flush(self) -> None:
         """Gives the ledger what has changed, as one record: balances, and the marks of the calls that are in them."""
-        if not self._dirty and not self._dirty_calls:
+        if not self._dirty_owners and not self._dirty_calls:
             return
         clock = now() - time.monotonic()
-        registry = self._shared.registry
-        owners: list[Tenant | Session] = [*registry.tenants.values(), *registry.sessions.values()]
         balances = []
         turns = []
-        for owner in owners:
+        for owner in self._dirty_owners.values():
             account = owner.account
             for resource, held in account.stocks.items():
                 if held.dirty:
@@ -239,7 +239,7 @@ class Budgets:
                 turns.append((owner.id, account.turns))
         marks = tuple(c.meter.mark(c.id, clock) for c in self._dirty_calls.values() if c.meter is not None)
         self._dirty_calls.clear()
-        self._dirty = False
+        self._dirty_owners.clear()
         if balances or turns or marks:
             self._write(BudgetChange(balances=tuple(balances), marks=marks, turns=tuple(turns)))
 
@@ -330,13 +330,14 @@ class Budgets:
                 if resource is Resource.MONEY:
                     amount = cost(charges, self._shared.config.prices)
                 else:
-                    amount = getattr(charges, resource.value)
+                    amount = getattr(charges, resource)  # a text: its value costs more
                 if amount > 0:
                     self._use(owner, held, amount, at)
 
     def _use(self, owner: Tenant | Session, held: Stock, amount: float, at: float) -> None:
         held.balance = stocks.charged(held.balance, held.rule, amount, at)
-        held.dirty = self._dirty = True
+        held.dirty = True
+        self._dirty_owners[owner.id] = owner
         before, held.level = held.level, stocks.level(held.balance, held.rule)
         if held.level > before:
             self._advise(owner, held, at)
@@ -350,6 +351,8 @@ class Budgets:
             left_words(budget, _name(owner), held.level, at),
             {"limit": budget.limit, "used": budget.used, "remaining": budget.remaining, "hard": float(budget.hard)},
         )
+        if isinstance(owner, Session) and self._shared.hub.listened_to:
+            self._shared.hub.publish(owner.view())  # whoever watches it sees what is left
 
     def _record(self, of: Tenant | Session, reason: str) -> None:
         self._decided(of, Action.LIMIT, "operator", f"{_name(of)}: {reason}", {})

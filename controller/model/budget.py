@@ -114,6 +114,12 @@ class Charges:
     prefill_equivalents: float = 0.0
 
     def __post_init__(self) -> None:
+        used = (
+            *(self.cpu_seconds, self.memory_byte_seconds, self.calls_begun, self.network_bytes, self.tokens),
+            *(self.gpu_seconds, self.joules, self.money, self.prefill_equivalents),
+        )
+        if min(used) >= 0 and sum(used) <= MAX_AMOUNT:  # a sum with NaN is none
+            return
         for name in _CHARGES:
             if not 0 <= getattr(self, name) <= MAX_AMOUNT:
                 raise InvalidRequest(

@@ -108,6 +108,7 @@ def _shown(done: CompletedProcess[bytes]) -> str:
         stderr = stderr[:at]
     parts = [f"[{how}]"]
     parts += [f"[corral, {done.outcome.reason}] {message}"] if message else []
+    parts += [f"[corral] {note}" for note in done.outcome.notes]
     parts += [f"[stdout]\n{_cut(done.stdout)}"] if done.stdout else []
     parts += [f"[stderr]\n{stderr}"] if stderr.strip() else []
     return "\n".join(parts)
