@@ -8,7 +8,7 @@ call is as likely as not to take as long again as it has taken (the tail of a Pa
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import exp, log
 from typing import Final, overload
@@ -49,6 +49,9 @@ class Durations(Sequence[float]):
 
     def __len__(self) -> int:
         return len(self._history)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._history)  # many times faster than by index
 
     def ahead(self, elapsed: float) -> list[tuple[float, float]]:
         """(seconds from now, probability) given that it still runs after ``elapsed``; never empty, adds up to 1."""

@@ -71,7 +71,8 @@ class ShadowPrice:
     def return_cost(self, pause: Pause, tier: Tier) -> float:
         """Seconds to get it back once it is put out: the cheaper of computing it again and copying it out and in."""
         computed = tier.forward.seconds(pause.tokens)
-        if tier.swap is None or not tier.can_offload(pause.tokens):
+        room = tier.offload_free > 0 if tier.partial else tier.can_offload(pause.tokens)
+        if tier.swap is None or not room:
             return computed
         return min(computed, 2 * tier.swap.seconds(pause.tokens * tier.bytes_per_token))
 

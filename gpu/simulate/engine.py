@@ -138,7 +138,6 @@ class _Engine:
                 case _:
                     continue  # overtaken by what happened since
             self._schedule()
-        self.out.wall = self.now
         return self.out
 
     def _later(self, after: float, what: str, session: _Session, number: int) -> None:
@@ -262,6 +261,7 @@ class _Engine:
 
     def _turn_ended(self, session: _Session) -> None:
         self.out.turns += 1
+        self.out.wall = self.now
         self.running -= 1
         self.running_tokens -= session.total
         session.running = False

@@ -20,6 +20,7 @@ from math import exp, log
 from random import Random
 from typing import Final
 
+from gpu.cost import prefill_equivalents
 from gpu.errors import InvalidValue
 
 TOGETHER: Final = 0.25  # seconds between calls of one turn
@@ -83,6 +84,15 @@ class Script:
             context = step.tokens if step.fresh else context + step.tokens
             most = max(most, context)
         return most
+
+    def decoding(self, gamma: float) -> float:
+        """Prefill token equivalents of all that it generates (gpu.cost): the same under every policy."""
+        context = 0
+        total = 0.0
+        for step in self.steps:
+            context = step.tokens if step.fresh else context + step.tokens
+            total += prefill_equivalents(computed=0, generated=step.generated, context=context, gamma=gamma)
+        return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,19 @@ from typing import Final
 
 from agentd.api.client import ApiError
 from agentd.embedded import EmbeddedError
-from tests.bench import accounting, boundary, brake, budgets, density, kv, observe, scale, tier_sampling, tui
+from tests.bench import (
+    accounting,
+    boundary,
+    brake,
+    budgets,
+    density,
+    kv,
+    kv_sim,
+    observe,
+    scale,
+    tier_sampling,
+    tui,
+)
 from tests.bench.harness import BenchError, Context
 from tests.bench.procstat import Others
 from tests.bench.result import Result, document, host_facts, table, write_json
@@ -32,6 +44,7 @@ BENCHES: Final[dict[str, Callable[[Context], Awaitable[Result]]]] = {
     "tui": tui.measure,
     "density": density.measure,
     "budgets": budgets.measure,
+    "kv-sim": kv_sim.measure,
     "kv": kv.measure,
     "tier-sampling": tier_sampling.measure,
 }
