@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Final
 
 from agentd import __version__
 from agentd.config import Config, ConfigError, load, parse_override
+from agentd.userdaemon import NoUserPlaces, user_defaults, user_places
 
 DEFAULT_CONFIG: Final = Path("/etc/corral/corral.toml")
 EXIT_FAILED: Final = 1
@@ -20,11 +23,17 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h: systemd shows it by name, an
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     path: Path | None = options.config
-    if path is None and DEFAULT_CONFIG.exists():
-        path = DEFAULT_CONFIG
+    overrides: dict[str, object] = {}
     try:
-        overrides = dict(parse_override(text) for text in options.set)
+        if options.user:
+            path, overrides = _as_user(path)
+        elif path is None and DEFAULT_CONFIG.exists():
+            path = DEFAULT_CONFIG
+        overrides |= dict(parse_override(text) for text in options.set)
         config = load(path, overrides=overrides)
+    except NoUserPlaces as err:
+        print(f"agentd: {err}", file=sys.stderr)
+        return EXIT_CONFIG
     except ConfigError as err:
         print(f"agentd: {err}", file=sys.stderr)
         return EXIT_CONFIG
@@ -46,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, else embedded defaults"
     )
     parser.add_argument(
+        "--user",
+        action="store_true",
+        help="a daemon of this user, without root and eBPF: sockets below $XDG_RUNTIME_DIR, state below "
+        "$XDG_STATE_HOME, calls in the user's corral-calls.service",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. daemon.mode=observe"
     )
     action = parser.add_mutually_exclusive_group()
@@ -54,6 +69,20 @@ def _parser() -> argparse.ArgumentParser:
         "--purge", action="store_true", help="end all calls, remove the cgroup tree and the pinned programs, and leave"
     )
     return parser
+
+
+def _as_user(path: Path | None) -> tuple[Path | None, dict[str, object]]:
+    """The configuration file of this user, if there is one, and what stands in for the keys that it leaves open."""
+    places = user_places(os.environ, os.geteuid())
+    if path is None and places.config.exists():
+        path = places.config
+    text = ""
+    if path is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # loading it will say what is wrong with it
+            text = path.read_text("utf-8")
+    if places.problem:
+        print(f"agentd: only observing, no limits: {places.problem}", file=sys.stderr)
+    return path, user_defaults(places, text)
 
 
 def _run(config: Config, path: Path | None, overrides: dict[str, object]) -> int:

@@ -43,6 +43,7 @@ import grpc.aio
 from agentd.api.errors import CODE_KEY, FIELD_KEY, REMEDY_KEY, VALUE_KEY, decode_part
 from agentd.api.identity import TOKEN_KEY
 from agentd.proto.corral.v1 import corral_pb2_grpc
+from agentd.sockets import OPERATOR, default_socket
 
 DEFAULT_TARGET: Final = "/run/corral/operator.sock"
 DEFAULT_TIMEOUT: Final = 30.0  # seconds for an answer; BeginCall may wait in a queue: give None
@@ -179,7 +180,7 @@ class _Base:
     """What both clients share: how to reach the daemon, and what its errors mean."""
 
     def __init__(self, target: str | None, token: str | None, tls: TlsFiles | None) -> None:
-        self.target = Target.parse(target or os.environ.get("CORRAL_API") or DEFAULT_TARGET)
+        self.target = Target.parse(target or os.environ.get("CORRAL_API") or default_socket(OPERATOR))
         token = token or os.environ.get("CORRAL_TOKEN") or None
         self.metadata: tuple[tuple[str, str], ...] = ((TOKEN_KEY, token),) if token else ()
         self._credentials: grpc.ChannelCredentials | None = None
@@ -391,7 +392,8 @@ class SyncClient(_Base):
 
 
 def connect(target: str | None = None, token: str | None = None, *, tls: TlsFiles | None = None) -> Client:
-    """To ``target``, else CORRAL_API, else the operator socket; ``token``, else CORRAL_TOKEN, else none.
+    """To ``target``, else CORRAL_API, else the operator socket of the user's or the host's daemon;
+    ``token``, else CORRAL_TOKEN, else none.
 
     Connects with the first request: this never waits. TCP takes ``tls``, else CORRAL_TLS_CA, _CERT and _KEY.
     """

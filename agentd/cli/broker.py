@@ -15,8 +15,8 @@ from typing import Final
 
 from agentd import wire
 from agentd.cli.errors import CliError, DaemonAway, NotFoundError, NotPermitted, UsageError
+from agentd.sockets import BROKER, default_socket
 
-DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 MAX_PACKET: Final = 65_536
 ANSWER_WITHIN: Final = 10.0  # seconds; the broker answers in one or two milliseconds
 # The daemon's refusals carry the name of its exception in snake case.
@@ -28,7 +28,7 @@ _REFUSALS: Final[dict[str, type[CliError]]] = {
 
 
 def socket_path(option: str | None, environment: Mapping[str, str]) -> str:
-    return option or environment.get("CORRAL_SOCKET") or DEFAULT_SOCKET
+    return option or environment.get("CORRAL_SOCKET") or default_socket(BROKER, environment)
 
 
 def open_session(path: str, tenant: str, name: str) -> tuple[str, str]:

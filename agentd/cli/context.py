@@ -8,16 +8,15 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from agentd.cli.errors import CliError
 from agentd.cli.plain import Plain, dump
 from agentd.cli.table import Cell, Column, Style, paint, render, render_pairs
+from agentd.sockets import OPERATOR, default_socket
 
 if TYPE_CHECKING:
     from agentd.cli.api import Api
-
-DEFAULT_API: Final = "unix:/run/corral/operator.sock"
 
 
 @dataclass(slots=True)
@@ -49,8 +48,9 @@ class Context:
 
     @property
     def api(self) -> str:
-        """The target as given: ``--api``, else CORRAL_API, else the operator socket of a default installation."""
-        return getattr(self.args, "api", None) or self.environment.get("CORRAL_API") or DEFAULT_API
+        """``--api``, else CORRAL_API, else the operator socket of the user's own daemon or the host's."""
+        named = getattr(self.args, "api", None) or self.environment.get("CORRAL_API")
+        return named or f"unix:{default_socket(OPERATOR, self.environment)}"
 
     def connect(self, *, token: str = "") -> Api:
         """Raises DaemonAway, NotPermitted or UsageError."""

@@ -18,7 +18,7 @@ from agentd.config.model import REFUSE, Config, TenantSection
 from agentd.units import UnitError
 from controller.model import Resource, is_name
 
-_ROOT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_ROOT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*(?:/[A-Za-z0-9][A-Za-z0-9._@-]*)*")
 _MAX_SOCKET: Final = 107  # bytes of a path in sockaddr_un, without its NUL
 
 
@@ -51,7 +51,7 @@ def _check_names(config: Config, report: Report) -> None:
         report(
             ("cgroup", "root"),
             "not a path below the hierarchy's mount",
-            'use names of A-Z a-z 0-9 . _ - parted by "/", none of them starting with a dot, e.g. "corral"',
+            'use names of A-Z a-z 0-9 . _ @ - parted by "/", none of them starting with a dot, e.g. "corral"',
             config.cgroup.root,
         )
 

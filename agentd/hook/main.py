@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from agentd.sockets import BROKER, default_socket
+
 if TYPE_CHECKING:
     from agentd.hook.config import Config
     from agentd.hook.contract import Event
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from agentd.hook.state import State
 
 MAX_EVENT: Final = 32 << 20  # bytes; an event holds a tool's whole answer
-DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 USAGE: Final = """\
 usage: corral-hook [--agent claude|codex|vscode|openhands]   answer one event of a hook (JSON on stdin)
        corral-hook wrap COMMAND                              print COMMAND as the hook would rewrite it
@@ -179,7 +180,7 @@ def _wrapping(command: str, config: Config, environment: Mapping[str, str], use_
     if not launcher:
         _say("no corral-exec in PATH, CORRAL_EXEC or /usr/lib/corral; the tool runs unchanged")
         return None
-    socket = environment.get("CORRAL_SOCKET") or DEFAULT_SOCKET
+    socket = environment.get("CORRAL_SOCKET") or default_socket(BROKER, environment)
     if config.fail == "open" and not os.path.exists(socket):  # noqa: PTH110
         _say(f"no daemon at {socket}; the tool runs unchanged")
         return None

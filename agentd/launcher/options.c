@@ -32,7 +32,8 @@ static const char HELP[] =
 	"  --on-pressure WHAT      wait, degrade or fail-fast\n"
 	"  --engine E, --conversation C   what the agent thinks on\n"
 	"  --session ID            session that the call belongs to\n"
-	"  --socket PATH           the broker's socket (default " DEFAULT_SOCKET ")\n"
+	"  --socket PATH           the broker's socket (default $XDG_RUNTIME_DIR" USER_SOCKET ",\n"
+	"                          where there is one, else " DEFAULT_SOCKET ")\n"
 	"  --fail open|closed      without a daemon: run uncontrolled, or not at all (default closed;\n"
 	"                          " LAUNCHER_CONF " may say \"fail = open\" for calls that ask for no limit)\n"
 	"  --quiet                 no lines about queueing and grants\n"
@@ -345,6 +346,18 @@ static void variable_name(enum option which, char *name, size_t room)
 	name[at] = 0;
 }
 
+/* As agentd/sockets.py. */
+static const char *default_socket(void)
+{
+	static char own[108]; /* sun_path: a longer one could not be connected to */
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+
+	if (!runtime || runtime[0] != '/' || strlen(runtime) + sizeof USER_SOCKET > sizeof own)
+		return DEFAULT_SOCKET;
+	strcat(strcpy(own, runtime), USER_SOCKET);
+	return access(own, F_OK) ? DEFAULT_SOCKET : own;
+}
+
 void options_read(struct options *options, struct wire_out *begin, int argc, char **argv)
 {
 	const char *given[O_COUNT] = {0};
@@ -352,7 +365,7 @@ void options_read(struct options *options, struct wire_out *begin, int argc, cha
 	int at = 1;
 
 	memset(options, 0, sizeof *options);
-	options->socket_path = DEFAULT_SOCKET;
+	options->socket_path = default_socket();
 	options->outcome_fd = -1;
 	for (; at < argc && argv[at][0] == '-' && argv[at][1]; at++) {
 		const char *word = argv[at];

@@ -6,6 +6,7 @@
 
 #define CORRAL_VERSION "0.1.0"
 #define DEFAULT_SOCKET "/run/corral/broker.sock"
+#define USER_SOCKET "/corral/broker.sock" /* below XDG_RUNTIME_DIR: the user's own daemon, where there is one */
 #define LAUNCHER_CONF "/etc/corral/launcher.conf"
 #define EXIT_LAUNCHER 125 /* the launcher failed or was refused, as env(1), docker and timeout have it */
 #define EXIT_CANNOT_RUN 126

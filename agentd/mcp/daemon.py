@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agentd.mcp.protocol import ToolError
+from agentd.sockets import BROKER, default_socket
 
 if TYPE_CHECKING:
     from agentd.api.client import SyncClient
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 ANSWER_WITHIN: Final = 10.0  # seconds
 # The session's stream begins with what there is and says nothing of where that ends: it is read for so long.
 PRESENT_WITHIN: Final = 0.5
-DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 
 _T = TypeVar("_T")
 
@@ -98,7 +98,7 @@ class Daemon:
         named = self._environment.get("CORRAL_API", "")
         if named:
             return [named]
-        runtime = Path(self._environment.get("CORRAL_SOCKET") or DEFAULT_SOCKET).parent
+        runtime = Path(self._environment.get("CORRAL_SOCKET") or default_socket(BROKER, self._environment)).parent
         found = [*sorted(runtime.glob("tenants/*.sock")), runtime / "operator.sock"]
         return [str(path) for path in found if os.access(path, os.R_OK | os.W_OK)]
 

@@ -9,7 +9,7 @@ import select
 from typing import Final
 
 from controller.cgroup import core, files
-from controller.cgroup.errors import CgroupFileError, KernelRefused, NoSuchGroup, NoSuchProcess, from_os
+from controller.cgroup.errors import CgroupFileError, KernelRefused, NoSuchGroup, NoSuchProcess, NotPermitted, from_os
 from controller.cgroup.layout import Layout
 
 _PASSES: Final = 64
@@ -35,7 +35,7 @@ def move(layout: Layout, relative: str, pid: int, pidfd: int | None = None) -> N
             try:
                 os.write(fd, b"%d" % pid)
             except OSError as err:
-                error = from_os(err, path, str(pid))
+                error = _out_of_reach(err, path, pid) or from_os(err, path, str(pid))
                 if err.errno != errno.ESRCH:
                     _take_back(layout, pid, before, done, error)
                 raise error from err
@@ -49,6 +49,22 @@ def move(layout: Layout, relative: str, pid: int, pidfd: int | None = None) -> N
     finally:
         for _, _, fd in opened:
             os.close(fd)
+
+
+def _out_of_reach(err: OSError, path: str, pid: int) -> CgroupFileError | None:
+    """Without root the kernel moves a process only where both its groups lie below one that we may write: not out of a
+    login session, whose group is root's."""
+    if err.errno not in (errno.EACCES, errno.EPERM) or not os.geteuid():
+        return None
+    with contextlib.suppress(CgroupFileError):
+        return NotPermitted(
+            path,
+            f"process {pid} is in {read_membership(pid).get('', '?')}, which is not delegated to uid {os.geteuid()}",
+            number=err.errno,
+            value=str(pid),
+            remedy="start the agent, or the shell that it is started from, with systemd-run --user --scope -- COMMAND",
+        )
+    return None
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 from corral_client import protobuf
+from corral_client.broker import default_socket
 from corral_client.errors import CorralError, DaemonAway, NotPermitted, Refused
 
 try:
@@ -23,7 +24,6 @@ try:
 except ImportError as err:
     raise ImportError("corral_client.api needs grpcio: pip install 'corral-client[grpc]'") from err
 
-DEFAULT_TARGET: Final = "/run/corral/operator.sock"
 ANSWER_WITHIN: Final = 30.0  # seconds
 
 _SERVICE: Final = "/corral.v1.AgentService/"
@@ -70,7 +70,7 @@ class Api:
     CORRAL_TLS_CERT and CORRAL_TLS_KEY name PEM files). With ``token`` it sees that session alone."""
 
     def __init__(self, target: str | None = None, token: str | None = None) -> None:
-        self.target = target or os.environ.get("CORRAL_API") or DEFAULT_TARGET
+        self.target = target or os.environ.get("CORRAL_API") or default_socket("operator.sock")
         token = token or os.environ.get("CORRAL_TOKEN") or None
         self._metadata = (("corral-token", token),) if token else ()
         path = self.target.removeprefix("unix:")

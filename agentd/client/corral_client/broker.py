@@ -13,12 +13,18 @@ from corral_client import wire
 from corral_client.errors import CorralError, DaemonAway, NotPermitted, ProtocolError, Refused
 from corral_client.wire import Tag, Type
 
-DEFAULT_SOCKET: Final = "/run/corral/broker.sock"
 ANSWER_WITHIN: Final = 10.0  # seconds; the broker answers in one or two milliseconds
 
 
+def default_socket(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """That of the user's own daemon (``agentd --user``) where there is one, else the host's."""
+    runtime = environment.get("XDG_RUNTIME_DIR", "")
+    own = f"{runtime}/corral/{name}"
+    return own if runtime.startswith("/") and os.path.exists(own) else f"/run/corral/{name}"  # noqa: PTH110
+
+
 def socket_path(given: str | os.PathLike[str] | None, environment: Mapping[str, str] = os.environ) -> str:
-    return os.fspath(given) if given else environment.get("CORRAL_SOCKET") or DEFAULT_SOCKET
+    return os.fspath(given) if given else environment.get("CORRAL_SOCKET") or default_socket("broker.sock", environment)
 
 
 def open_session(path: str, tenant: str, name: str) -> tuple[str, str]:
