@@ -42,6 +42,10 @@ class Api:
         request = pb.SetPriorityRequest(target=target, priority=priority)
         self._remote.call(self._remote.operator.SetPriority, request)
 
+    def budgets(self) -> list[pb.Budget]:
+        """Of the session whose token was given."""
+        return list(self._remote.call(self._remote.agent.GetBudget, pb.GetBudgetRequest()).budgets)
+
     def set_budget(self, request: pb.SetBudgetRequest) -> list[pb.Budget]:
         return list(self._remote.call(self._remote.operator.SetBudget, request).budgets)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from agentd.amounts import parse_amount, parse_resource
 from agentd.cli import targets, views
 from agentd.cli.context import Context
-from agentd.cli.errors import EXIT_OK, UsageError
+from agentd.cli.errors import EXIT_OK, NotPermitted, UsageError
 from agentd.cli.plain import Plain, to_plain
 from agentd.cli.table import Cell, Column, Style
 from agentd.proto.corral.v1 import corral_pb2 as pb
@@ -62,8 +63,14 @@ def _no_rule(context: Context) -> None:
 
 
 def _list(context: Context, text: str | None) -> int:
-    with context.connect() as api:
-        snapshot = api.snapshot()
+    try:
+        with context.connect() as api:
+            snapshot = api.snapshot()
+    except NotPermitted:
+        token = context.environment.get("CORRAL_TOKEN", "")
+        if text is not None or not token:
+            raise
+        return _list_to_agent(context, token)
     found = targets.find(snapshot, text, kinds=("session", "tenant")) if text is not None else None
     owned = [(label, held) for id_, label, held in owners(snapshot) if found is None or _shown(snapshot, found, id_)]
     if context.json:
@@ -75,6 +82,19 @@ def _list(context: Context, text: str | None) -> int:
     else:
         whose = found.label if found is not None else "any tenant or session"
         context.say(f"no budget of {whose}; try: corral budget set TENANT cpu_seconds 10h --per 1d --hard")
+    return EXIT_OK
+
+
+def _list_to_agent(context: Context, token: str) -> int:
+    """An agent may not see the host, but its token opens what its session and tenant have left; ceilings, too."""
+    with context.connect(token=token) as api:
+        budgets = api.budgets()
+    if context.json:
+        context.emit({"budgets": [to_plain(one) | {"of": one.scope} for one in budgets]})
+    elif budgets:
+        context.table(_OWNED, [[one.scope, *row(one, time.time())] for one in budgets])
+    else:
+        context.say("nothing is limited for this session or its tenant")
     return EXIT_OK
 
 

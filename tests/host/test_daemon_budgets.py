@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,10 +15,10 @@ import pytest
 from agentd.api.client import ApiError
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.host.daemon_tools import end, go, line, live_call, load_program
-from tests.support.daemons import DaemonFactory, DaemonUnderTest, Session
+from tests.support.daemons import REPOSITORY, DaemonFactory, DaemonUnderTest, Session
 
 pytestmark = pytest.mark.host
-PIPE = asyncio.subprocess.PIPE
+PIPE, STDOUT = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
 REFUSED = 125  # corral-exec's status where the tool was not started
 QUICK = {"daemon": {"restart_grace": "1s"}, "host": {"sample_interval": "100ms"}}
 
@@ -165,3 +168,47 @@ async def test_programs_are_told_with_the_outcome(daemons: DaemonFactory, tmp_pa
     (note,) = notes[1]["notes"]
     assert "hard budget of calls_begun of this session is used up: 0 of 2 left" in note
     assert notes[2]["code"] == "budget_exhausted"
+
+
+async def corral(daemon: DaemonUnderTest, *words: str, api: Path, session: Session | None = None) -> tuple[int, str]:
+    """The command line: status, and both streams."""
+    environment = {**os.environ, **(session.environment if session is not None else {}), "CORRAL_API": f"unix:{api}"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentd.cli", *words), env=environment, cwd=REPOSITORY, stdout=PIPE, stderr=STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def test_operators_and_agents_at_the_command_line(daemons: DaemonFactory) -> None:
+    daemon = await daemons.start(tenants={"acme": {"session_budgets": {"tokens": "2M hard"}}})
+    session = await daemon.open_session("acme")
+    words = ("budget", "set", "acme", "cpu_seconds", "10h", "--hard", "--per", "1d")
+    status, said = await corral(daemon, *words, api=daemon.operator_socket)
+    assert (status, "10 h 0 min" in said) == (0, True), said
+    tenants_socket = daemon.runtime_dir / "tenants" / "acme.sock"
+    status, said = await corral(daemon, "budget", api=tenants_socket, session=session)
+    assert status == 0, said
+    assert [line.split()[:2] for line in said.splitlines()[1:]] == [["tenant", "cpu_seconds"], ["session", "tokens"]]
+    status, said = await corral(daemon, "budget", "set", "acme", "tokens", "1", api=tenants_socket, session=session)
+    assert (status, "operator" in said) == (4, True), "agents set none"
+    status, said = await corral(daemon, "budget", "remove", "acme", "cpu_seconds", api=daemon.operator_socket)
+    assert (status, "no budget now" in said) == (0, True), said
+
+
+async def test_a_reload_applies_budgets(daemons: DaemonFactory) -> None:
+    daemon = await daemons.start(tenants={"acme": {"budgets": {"calls_begun": "1 hard"}}})
+    session = await daemon.open_session("acme")
+    assert (await daemon.call(session, "/bin/true"))[0] == 0
+    assert (await daemon.call(session, "/bin/true"))[0] == REFUSED
+    text = daemon.config_file.read_text()
+    assert '"1 hard"' in text
+    daemon.config_file.write_text(text.replace('"1 hard"', '"2 hard"'))
+    os.kill(daemon.pid, signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    while (await budget(daemon, session, "calls_begun")).limit != 2:
+        assert time.monotonic() < deadline, daemon.log_tail()
+        await asyncio.sleep(0.05)  # a reload tells systemd alone
+    assert (await daemon.call(session, "/bin/true"))[0] == 0
+    assert (await daemon.call(session, "/bin/true"))[0] == REFUSED, "what was used stays used"

@@ -286,6 +286,11 @@ class FakeDaemon(rpc.AgentServiceServicer, rpc.OperatorServiceServicer):
         await self._note(request, context)
         return pb.CloseSessionResponse()
 
+    async def GetBudget(self, request: pb.GetBudgetRequest, context: Any) -> pb.GetBudgetResponse:
+        await self._note(request, context)
+        ceiling = pb.Budget(resource="pids", scope="tenant", limit=500, used=20, remaining=480, hard=True)
+        return pb.GetBudgetResponse(budgets=[ceiling, CPU_BUDGET])
+
     async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Any) -> pb.GetOutcomeResponse:
         await self._note(request, context)
         return pb.GetOutcomeResponse(outcome=ended_call().outcome)
