@@ -46,6 +46,7 @@ from controller.model import (
     new_call_id,
 )
 from controller.plenty import Plenty
+from controller.policy.done import LONG_WAIT
 from controller.queueing import Queue, Wait
 from controller.recovery import Recovery
 from controller.registry import Call, Registry, now
@@ -283,6 +284,8 @@ class Host(BudgetMethods):
             raise
         call.populated = True
         self.shared.remember(call)
+        if call.was_queued and call.begun_at - call.asked_at >= LONG_WAIT:
+            tell_acted()  # its outcome will say so, also where all else went well
 
     def attach(self, call_id: CallId, pid: int) -> None:
         call = self.registry.call(call_id)

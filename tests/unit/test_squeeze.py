@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backend import CallRecord
-from controller.model import UNLIMITED, Action, CallState, Limits, Squeeze, squeezed
+from controller.model import UNLIMITED, Action, CallState, Decision, Intent, Limits, Squeeze, squeezed
 from controller.policy.done import SQUEEZES
 from controller.records import decode, encode
 from controller.throttle import relax, throttle
@@ -81,6 +84,46 @@ async def test_throttle_and_relax_are_on_record_and_survive() -> None:
         relax(r.host.shared, call, policy="ladder", reason="once more")
         assert len(call.decisions) == again
         await turn()
+
+
+@pytest.mark.parametrize(("waited", "told"), [(61.0, True), (0.5, False)])
+async def test_a_call_that_waited_long_is_told_so_at_its_end(waited: float, told: bool) -> None:
+    async with rig() as r:
+        call = r.host.prepare(r.open(), intent=Intent(tool="pytest"), argv=["tool"])
+        call.asked_at -= waited
+        assert r.host.begin_now(call) is None
+        call.was_queued = True
+        call.decisions.append(
+            Decision(
+                at=call.asked_at,
+                action=Action.QUEUE,
+                policy="admission",
+                reason="the tenant runs 1 calls, 1 allowed at once",
+                tenant_id=call.ref.tenant_id,
+                evidence={},
+            )
+        )
+        acted: list[bool] = []
+        r.host.place(call, 100, 99, lambda: acted.append(True))
+        assert bool(acted) is told, "its launcher must want the outcome"
+        r.exits(call, 100)
+        outcome = await r.host.end(call.id, 0)
+        wanted = "The 'pytest' call waited 1 min 1 s in the queue before it began: the tenant runs 1 calls"
+        assert outcome.summary.startswith(wanted) if told else outcome.summary == ""
+
+
+async def test_an_outcome_says_how_long_and_why_a_call_was_slowed() -> None:
+    async with rig() as r:
+        call = r.launch(r.open())
+        squeeze = Squeeze(cpu_weight=10, reason="the host is short of memory")
+        throttle(r.host.shared, call, squeeze, policy="ladder")
+        assert call.squeeze is not None
+        call.squeeze = replace(call.squeeze, since=call.squeeze.since - 42)
+        r.exits(call, 100)
+        outcome = await r.host.end(call.id, 0)
+        assert outcome.summary.startswith("The call was slowed for 42 s (the host is short of memory: CPU weight 10).")
+        assert outcome.reason.value == "exited"
+        assert call.view().squeeze is None
 
 
 async def test_a_host_that_cannot_says_so_and_the_call_is_not_throttled() -> None:
