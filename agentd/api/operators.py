@@ -24,19 +24,20 @@ from agentd.api.convert import (
 )
 from agentd.api.errors import Context, Stopping, answering
 from agentd.api.identity import Access
-from agentd.api.later import LaterOperatorMethods
 from agentd.api.ports import Features, HistoryPort, HistoryQuery, HostPort, TierPort
 from agentd.api.streams import MAX_OPERATOR_STREAMS, Streams, Tick, merged
 from agentd.api.tier import TierMethods, tier_to_proto
+from agentd.api.tracing import TracingMethods
 from agentd.processes import processes_of
 from agentd.proto.corral.v1 import corral_pb2 as pb
+from agentd.trace import Tracer
 from controller.model import CallView, Decision, InvalidRequest, Limits, Tripwire
 
 # Fields of HostStatus that the ledger does not keep.
 _OF_NOW: Final = ("memory_total_bytes", "memory_available_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
 
 
-class OperatorServicer(AttachedMethods, BudgetOperatorMethods, TierMethods, LaterOperatorMethods):
+class OperatorServicer(AttachedMethods, BudgetOperatorMethods, TierMethods, TracingMethods):
     """Of one listener. Every method asks first whether an operator is calling."""
 
     def __init__(
@@ -48,6 +49,7 @@ class OperatorServicer(AttachedMethods, BudgetOperatorMethods, TierMethods, Late
         features: Features,
         version: str,
         tier: TierPort,
+        tracer: Tracer,
         attach: AttachPort | None = None,
     ) -> None:
         self._host = host
@@ -56,6 +58,7 @@ class OperatorServicer(AttachedMethods, BudgetOperatorMethods, TierMethods, Late
         self._features = features
         self._version = version
         self._tier = tier
+        self._tracer = tracer
         self._attach = attach
         self.streams = Streams(MAX_OPERATOR_STREAMS)
 

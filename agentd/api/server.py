@@ -21,6 +21,7 @@ from agentd.api.operators import OperatorServicer
 from agentd.api.ports import Features, HistoryPort, HostPort, NoTier, TierPort
 from agentd.api.streams import Streams
 from agentd.proto.corral.v1 import corral_pb2, corral_pb2_grpc
+from agentd.trace import Tracer
 
 SERVICES: Final = tuple(service.full_name for service in corral_pb2.DESCRIPTOR.services_by_name.values())
 
@@ -80,6 +81,7 @@ class ApiServer:
         version: str,
         limits: ServerLimits | None = None,
         tier: TierPort | None = None,
+        tracer: Tracer | None = None,
         attach: AttachPort | None = None,
     ) -> None:
         """``features``: what the probe found. ``tenant_uids``: whose processes may use a tenant's sessions (asked for
@@ -94,6 +96,7 @@ class ApiServer:
         self._attach = attach
         self._limits = limits or ServerLimits()
         self._tier = tier or NoTier()
+        self._tracer = tracer or Tracer()  # one for all listeners: it bounds how many traces there are
         self._served: dict[str, _Served] = {}
 
     async def start(self, listeners: Sequence[Listener]) -> None:
@@ -124,6 +127,7 @@ class ApiServer:
             features=self._features,
             version=self._version,
             tier=self._tier,
+            tracer=self._tracer,
             attach=self._attach,
         )
         corral_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
@@ -163,6 +167,7 @@ class ApiServer:
         """Stops all. Streams end and new RPCs are refused at once, others have ``grace`` seconds to finish."""
         served, self._served = list(self._served.values()), {}
         await asyncio.gather(*(_stop(one, grace) for one in served))
+        await self._tracer.close()
 
     @property
     def listeners(self) -> list[Listener]:

@@ -28,6 +28,9 @@ class Api:
     def watch(self, interval: float = 0.0) -> Iterator[pb.WatchResponse]:
         return self._remote.stream(self._remote.operator.Watch, pb.WatchRequest(interval_seconds=interval))
 
+    def trace(self, request: pb.TraceRequest) -> Iterator[pb.TraceResponse]:
+        return self._remote.stream(self._remote.operator.Trace, request)
+
     def history(self, request: pb.HistoryRequest) -> pb.HistoryResponse:
         return self._remote.call(self._remote.operator.History, request)
 

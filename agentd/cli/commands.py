@@ -33,6 +33,7 @@ TABLE: Final[dict[str, tuple[str, str]]] = {
     "priority": ("control", "priority"),
     "tenant set": ("control", "tenant_set"),
     "tenant list": ("listing", "tenant_list"),
+    "trace": ("trace", "trace"),
     "tier": ("tier", "tier"),
     "doctor": ("doctor", "doctor"),
     "config check": ("configuration", "check"),

@@ -14,6 +14,7 @@ _EPILOG: Final = """\
 exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answers, 4 not permitted, 5 not found
 environment: CORRAL_API (the API's socket), CORRAL_SOCKET (the broker's), CORRAL_SESSION and CORRAL_TOKEN (a session's)
 """
+_TOOLS: Final = "of offcpu, syscalls, files, blockio, processes (default: all)"
 _BUDGETS: Final = """\
 resources and how a limit is written:
   cpu_seconds, gpu_seconds  10h        network_bytes  500G         calls_begun, tokens  500, 20k, 2M
@@ -131,6 +132,10 @@ def _listings(command: Any) -> None:
     one.add_argument("call", metavar="TARGET", help="its id or an unambiguous piece of it, or a name")
     one = command("explain", "what happened to a call, and why, in words")
     one.add_argument("call", metavar="CALL", help="its id, or an unambiguous piece of it")
+    one = command("trace", "look into a running call: where it waits, system calls, files, disk, processes (needs bcc)")
+    one.add_argument("call", metavar="CALL", help="its id, or an unambiguous piece of it")
+    one.add_argument("--tools", metavar="A,B", action="append", default=[], help=_TOOLS)
+    one.add_argument("--for", dest="duration", metavar="TIME", help="so long, e.g. 10s (default: until the call ends)")
     one = command("history", "calls that the ledger holds, newest first")
     one.add_argument("--since", metavar="WHEN", help="1h (ago) or 2026-11-24T13:00")
     one.add_argument("--until", metavar="WHEN", help="likewise")

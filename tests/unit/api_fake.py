@@ -15,6 +15,7 @@ from agentd.api.identity import OPERATOR, tenant_principal
 from agentd.api.listen import Listener, UnixListener
 from agentd.api.ports import HistoryPage, HistoryQuery, MomentPage
 from agentd.api.server import ApiServer, ServerLimits
+from agentd.trace import Tracer
 from controller.backend import Whose
 from controller.hub import Hub, Subscription
 from controller.model import (
@@ -350,7 +351,11 @@ class Served:
 
 @asynccontextmanager
 async def serve(
-    directory: Path, *, limits: ServerLimits | None = None, more: Sequence[Listener] = ()
+    directory: Path,
+    *,
+    limits: ServerLimits | None = None,
+    more: Sequence[Listener] = (),
+    traced: Tracer | None = None,
 ) -> AsyncIterator[Served]:
     host, history = FakeHost(), FakeHistory()
     host.add_tenant("acme")
@@ -364,6 +369,7 @@ async def serve(
         attach=FakeAttach(host),
         version="1.2.3",
         limits=limits,
+        tracer=traced,
     )
     paths = {name: directory / f"{name}.sock" for name in ("operator", "acme", "umbrella", "anyone")}
     await server.start(

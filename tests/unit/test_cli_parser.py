@@ -53,6 +53,10 @@ LINES: dict[str, tuple[str, dict[str, object]]] = {
         "history --since 1h --until 5m --tenant t --session s --reason oom_call --limit 7",
         {"since": "1h", "until": "5m", "tenant": "t", "session": "s", "reason": "oom_call", "limit": 7},
     ),
+    "trace": (
+        "trace c-1 --tools offcpu,files --tools blockio --for 10s",
+        {"call": "c-1", "tools": ["offcpu,files", "blockio"], "duration": "10s"},
+    ),
     "freeze": ("freeze a b -y", {"targets": ["a", "b"], "yes": True}),
     "thaw": ("thaw a", {"targets": ["a"]}),
     "kill": ("kill a --yes", {"targets": ["a"], "yes": True}),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.lab.tools import guests, kernels
+from tests.lab.tools import extras, guests, kernels
 from tests.lab.tools.errors import LabError
 from tests.lab.tools.host import REPOSITORY, Log, alone, cache_directory
 
@@ -72,6 +72,7 @@ def request(options: argparse.Namespace, command: Sequence[str]) -> guests.Reque
         out=options.out,
         tree=not options.no_tree,
         bring=bring,
+        extras=options.extras,
         memory=options.memory,
         cpus=options.cpus,
         append=options.append,
@@ -122,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--append", default="", metavar="WORDS", help="more of the kernel's command line")
         verb.add_argument(
             "--bring", action="append", default=[], metavar="PATH=NAME", help="PATH into the guest as /payload/NAME"
+        )
+        verb.add_argument(
+            "--with",
+            dest="extras",
+            action="append",
+            default=[],
+            metavar="SET",
+            help=f"of packages: {', '.join(extras.SETS)}",
         )
         verb.add_argument("--no-tree", action="store_true", help="without the working tree")
         verb.add_argument("--network", action="store_true", help="the guest can reach what this machine can")

@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tests.lab.tools import kernels, machine, packages, root
+from tests.lab.tools import extras, kernels, machine, packages, root
 from tests.lab.tools.errors import LabError
 from tests.lab.tools.host import Log, alone, ensure_programs
 from tests.lab.tools.payload import Payload
@@ -26,6 +26,7 @@ SPARE_MB: Final = 1024  # of the payload's disk, for what the command writes bel
 class Request:
     """What a guest is to do. ``timeout`` in seconds. ``bring``: pairs of a path here and a name below /payload.
 
+    ``extras``: sets of packages that are laid over the guest's /usr.
     ``out``: where files of /payload/out go; with several kernels each has a directory of its own below it.
     """
 
@@ -35,6 +36,7 @@ class Request:
     out: Path | None = None
     tree: bool = True
     bring: Sequence[tuple[Path, str]] = ()
+    extras: Sequence[str] = ()
     memory: str = "3G"
     cpus: int = 2
     append: str = ""
@@ -72,7 +74,8 @@ def run(request: Request, cache: Path, log: Log) -> int:
             if len(chosen) > 1:
                 print(f"lab: ===== {kernel.release} =====", file=sys.stderr, flush=True)
                 into = into / kernel.name if into is not None else None
-            found = _one(request, lab, kernel, into, log)
+            laid = [(extras.build(cache, name, kernel, log), f"with-{name}") for name in request.extras]
+            found = _one(replace(request, bring=[*request.bring, *laid]), lab, kernel, into, log)
             status = status or found
     return status
 
@@ -117,7 +120,7 @@ def _payload(request: Request, work: Path, log: Log) -> Payload:
         if not source.exists():
             raise LabError(f"{source} cannot be brought into the guest: it does not exist")
         payload.bring(source, name)
-    payload.command(request.command, journal=request.journal)
+    payload.command(extras.prelude(list(request.extras)) + request.command, journal=request.journal)
     payload.pack(spare_mb=SPARE_MB)
     return payload
 
