@@ -15,6 +15,7 @@ import structlog
 
 from controller.model import Action, Budget, ControllerError, Outcome, Reason, Tripwire
 from controller.policy.advice import Expected
+from controller.policy.leftovers import judge
 from controller.policy.outcome import Proof, explain, reason_of
 from controller.registry import Call, now
 from controller.shared import Shared
@@ -36,6 +37,7 @@ class Endings:
         self.on_settled: Callable[[Call], None] = _nothing  # the owner's: queues and sessions may go on
         self.on_measured: Callable[[Call], tuple[Budget, ...]] = _no_budgets  # the owner's: its use is final
         self.expected: Callable[[Call], Expected | None] = _unknown  # the owner's: what such calls come to
+        self.unused: Callable[[], int] = int  # the owner's: bytes that may still be used; see controller.plenty
         self.on_forget: Callable[[Call], None] = _nothing  # the owner's: whoever holds the call lets go
 
     # --- what may end a call ----------------------------------------------------------------------------------------
@@ -144,17 +146,18 @@ class Endings:
         if not self._shared.backend.pids(call.ref):  # it is dying still, and leaves nothing behind
             self._settle_when_empty(call)
             return
-        if self._shared.config.leftovers == "kill":
-            self._end_leftovers(call)
-            return
         # what they used so far is the call's; from here on the session is charged
         usage = self._shared.backend.usage(call.ref)
+        verdict = judge(self._shared.config.leftovers, usage=usage.memory_now or 0, unused=self.unused())
+        if not verdict.adopt:
+            self._end_leftovers(call, verdict.why)
+            return
         try:
             self._release_stopped(call)
             count = self._shared.backend.adopt_leftovers(call.ref)
         except ControllerError as err:
             log.warning("left-over processes could not be adopted, they are ended", call=call.id, error=str(err))
-            self._end_leftovers(call)
+            self._end_leftovers(call, "they could not be adopted")
             return
         if count:
             self._shared.decide(
@@ -163,10 +166,10 @@ class Endings:
         call.measured(usage)
         self._settle(call, leftovers=count, measured=True)
 
-    def _end_leftovers(self, call: Call) -> None:
+    def _end_leftovers(self, call: Call, why: str) -> None:
         call.leftovers = len(self._shared.backend.pids(call.ref))
         self._shared.decide(
-            call, Action.KILL, "leftovers", f"{call.leftovers} processes outlived the call and were ended"
+            call, Action.KILL, "leftovers", f"{call.leftovers} processes outlived the call and were ended: {why}"
         )
         self._shared.backend.kill(call.ref)
         self._settle_when_empty(call)

@@ -123,6 +123,7 @@ class Host(BudgetMethods):
         self.events = KernelEvents(self.shared, self.holds, self.endings, self.live)
         self.holds.on_change = self.live.soon
         self.endings.on_forget = self.holds.forget
+        self.endings.unused = lambda: self.plenty.unused
         self.endings.on_settled = self._settled
         self.endings.expected = self.foresight.expected
         self.sessions.on_closing = self.queue.drop

@@ -219,9 +219,7 @@ class Live:
         try:
             match step.kind:
                 case StepKind.RAISE | StepKind.THAW:
-                    self._arm(call, step.brake)
-                    call.trimmed = 0 < step.brake < call.promised
-                    self._holds.release(call, step.reason, evidence)
+                    self._raise(call, step, evidence)
                 case StepKind.HOLD:
                     call.waits_for = step.reason
                     call.eta = at + step.eta if step.eta is not None else None
@@ -278,25 +276,37 @@ class Live:
             self._shared.publish(call)
 
     def _throttle(self, call: Call, step: Step, evidence: dict[str, float]) -> None:
+        """Slack that is taken back slows nobody, and is no news to its agent; pressure on the host does, and is."""
         self._arm(call, step.brake)
         call.trimmed = True
-        squeeze = Squeeze(memory_high=step.brake, reason=step.reason)
         if step.code == "pressure":
-            squeeze = replace(squeeze, cpu_weight=_SLOW_WEIGHT, io_weight=_SLOW_WEIGHT)
-        before = call.squeeze
-        done = throttle(self._shared, call, squeeze, policy="ladder", evidence=evidence)
-        if done.applied is None or done.applied == before:
-            self._shared.decide(call, Action.THROTTLE, "ladder", step.reason, evidence=evidence)
-            self._shared.publish(call)
+            squeeze = Squeeze(
+                memory_high=step.brake, cpu_weight=_SLOW_WEIGHT, io_weight=_SLOW_WEIGHT, reason=step.reason
+            )
+            before = call.squeeze
+            done = throttle(self._shared, call, squeeze, policy="ladder", evidence=evidence)
+            if done.applied is not None and done.applied != before:
+                return  # it is on record with what was slowed
+        self._shared.decide(call, Action.LIMIT, "ladder", step.reason, evidence=evidence, quiet=True)
+        self._shared.publish(call)
 
     def _relax(self, call: Call, step: Step, evidence: dict[str, float]) -> None:
         self._arm(call, step.brake)
         call.trimmed = 0 < step.brake < call.promised
         if call.squeeze is not None:
             relax(self._shared, call, policy="ladder", reason=step.reason)
-        else:
-            self._shared.decide(call, Action.RELAX, "ladder", step.reason, evidence=evidence)
-            self._shared.publish(call)
+            return
+        self._shared.decide(call, Action.LIMIT, "ladder", step.reason, evidence=evidence, quiet=True)
+        self._shared.publish(call)
+
+    def _raise(self, call: Call, step: Step, evidence: dict[str, float]) -> None:
+        self._arm(call, step.brake)
+        call.trimmed = 0 < step.brake < call.promised
+        if call.squeeze is not None and call.squeeze.memory_high is not None:
+            # else it would be slowed below the threshold that it has just been given
+            squeeze = replace(call.squeeze, memory_high=max(step.brake, call.squeeze.memory_high))
+            call.squeeze = self._shared.backend.squeeze(call.ref, squeeze).applied
+        self._holds.release(call, step.reason, evidence)
 
     def _arm(self, call: Call, brake: int) -> None:
         tripwire = self.tripwire(call, brake)

@@ -189,7 +189,7 @@ class Call:
             return CallState.FROZEN
         if self.held_by:
             return CallState.BRAKED if "brake" in self.held_by else CallState.FROZEN
-        return CallState.THROTTLED if self.trimmed or self.squeeze is not None else CallState.RUNNING
+        return CallState.RUNNING if self.squeeze is None else CallState.THROTTLED
 
     def measured(self, usage: Usage) -> None:
         """A new reading of the kernel's counters. What was counted of GPUs stays: nothing in the kernel counts it."""

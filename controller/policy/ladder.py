@@ -227,7 +227,11 @@ def rank(call: CallFacts) -> tuple[float, float, str]:
 
 
 def _squeeze_for(call: CallFacts, begun: Sequence[CallFacts], account: Account) -> list[Step]:
-    short = step_of(call, account.config) - account.room_to_grow(call)
+    wanted = step_of(call, account.config)
+    if call.hard_limit is not None:  # what its own limit keeps from it is not taken from others
+        wanted = min(wanted, call.hard_limit - margin(call.hard_limit) - call.usage)
+    room = account.tenant_room(call)
+    short = wanted - (account.free if room is None else min(account.free, room))
     if short <= 0 or _at_its_limit(call, account):
         return []
     inside = _tenant_binds(call, account)

@@ -119,17 +119,34 @@ async def test_slack_is_taken_for_one_that_waits_and_given_back(daemon: DaemonUn
         first = await up(daemon, acme, 20, "--memory", "30M:200M", "--tool", "roomy")
         assert (await call_of(daemon, acme)).grant.brake_bytes == 200 * MIB
         second = await up(daemon, beta, 100, "--memory", ":150M", "--tool", "newcomer")
-        throttled = await events.state(pb.CALL_STATE_THROTTLED)
-        assert throttled.grant.brake_bytes < 120 * MIB
-        taken = await events.decision("throttle")
-        assert taken.evidence["new_brake_bytes"] == throttled.grant.brake_bytes
+        taken = await events.decision("limit")
+        assert taken.evidence["new_brake_bytes"] < 120 * MIB
+        assert "its threshold is" in taken.reason
         go(second)
         assert (await end(second))[0] == 0
+        await events.until("all is given back", lambda u: u.call.grant.brake_bytes == 200 * MIB)
+        go(first)
+        assert (await end(first))[:2] == (0, "on\n")
+        outcome = await events.outcome()
+    assert (outcome.reason, outcome.summary) == ("exited", "")
+
+
+async def test_a_call_is_slowed_while_an_agent_needs_the_memory(daemon: DaemonUnderTest) -> None:
+    acme, beta = await daemon.open_session("acme"), await daemon.open_session("beta")
+    async with events_of(daemon, acme) as events:
+        first = await up(daemon, acme, 20, "--memory", "30M:200M", "--tool", "roomy")
+        async with agent_of(daemon, beta, 120) as agent:
+            go(agent)
+            slowed = await events.state(pb.CALL_STATE_THROTTLED)
+            assert slowed.grant.brake_bytes < 100 * MIB
+            assert slowed.squeeze.cpu_weight == 25
+            assert await line(agent) == "up"
         await events.decision("relax")
         go(first)
         assert (await end(first))[0] == 0
         outcome = await events.outcome()
     assert outcome.reason == "exited"
+    assert "slowed" in outcome.summary
 
 
 async def test_the_tenant_that_has_less_comes_first(daemon: DaemonUnderTest) -> None:

@@ -25,6 +25,12 @@ TWO = HostConfig(
 )
 
 
+def squeeze_of(r: Rig, call: Call) -> Squeeze:
+    squeeze = r.backend.leaves[call.id].squeeze
+    assert squeeze is not None
+    return squeeze
+
+
 def uses(r: Rig, call: Call, megabytes: int) -> None:
     """From now on the kernel says so."""
     leaf = r.backend.leaves[call.id]
@@ -79,14 +85,13 @@ async def test_slack_is_taken_back_and_given_back() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         newcomer, wait = await ask(r, other, Intent(memory_peak=400 * MIB))
         assert wait is None
-        assert state(roomy) is CallState.THROTTLED
-        assert r.actions(roomy)[-1] is Action.THROTTLE
+        assert state(roomy) is CallState.RUNNING, "what it does not use slows nobody"
+        assert r.actions(roomy) == [Action.LIMIT]
         brake = r.backend.leaves[roomy.id].grant.tripwire.brake
         assert brake == 50 * MIB, "what it typically uses stays its own"
         await r.host.end(newcomer.id, 0)
         await turn()
-        assert state(roomy) is CallState.RUNNING
-        assert r.actions(roomy)[-1] is Action.RELAX
+        assert r.actions(roomy) == [Action.LIMIT] * 2
         assert (r.backend.leaves[roomy.id].grant.tripwire.brake or 0) > 400 * MIB
 
 
@@ -237,10 +242,19 @@ async def test_what_is_squeezed_under_pressure_is_slowed_too() -> None:
         r.backend.tenant_use[low.ref.tenant_id] = 800 * MIB  # agents: 700 of 900, and 500 are promised
         r.host.live.soon()
         await turn()
-        squeeze = r.backend.leaves[low.id].squeeze
-        assert isinstance(squeeze, Squeeze)
+        squeeze = squeeze_of(r, low)
         assert (squeeze.cpu_weight, squeeze.memory_high) == (25, 108 * MIB)
         assert r.actions(low) == [Action.THROTTLE]
+        assert state(low) is CallState.THROTTLED
+        r.backend.tenant_use[low.ref.tenant_id] = 110 * MIB
+        uses(r, low, 109)
+        r.host.events.on_braked(low.id, 20, 109 * MIB, 108 * MIB, 0.001)
+        await turn()
+        assert squeeze_of(r, low).memory_high == low.grant.tripwire.brake, "no lower than what it was given"
+        r.host.live.tick()
+        await turn()
+        assert r.actions(low) == [Action.THROTTLE, Action.BRAKE, Action.RAISE, Action.RELAX]
+        assert r.backend.leaves[low.id].squeeze is None
 
 
 def test_the_facade_is_what_others_build_on() -> None:

@@ -163,3 +163,10 @@ def test_charges_taken_back_while_it_stood_are_no_room() -> None:
 def test_who_gave_memory_back_goes_on_to_the_same_threshold() -> None:
     step = answers(host(held("c-a", usage=80 * MIB, granted=100 * MIB), free=8192 * MIB, room=30 * MIB))["c-a"]
     assert (step.kind, step.brake) == (StepKind.RAISE, 100 * MIB)
+
+
+def test_nothing_is_taken_from_others_for_what_a_calls_own_limit_keeps_from_it() -> None:
+    other = replace(held("c-run"), stage=Stage.RUNNING, held_since=None, granted=900 * MIB, promised=900 * MIB)
+    bound = held("c-a", usage=192 * MIB, hard_limit=256 * MIB, tenant_id=TENANTS[1])
+    state = replace(host(other, bound, free=8192 * MIB), capacity=1200 * MIB)
+    assert {s.kind for s in decide(state, CONFIG)} == {StepKind.RAISE}
