@@ -60,6 +60,10 @@ class DaemonUnderTest(EmbeddedDaemon):
         self.client: Client = connect(str(self.operator_socket))
         self._launched: list[asyncio.subprocess.Process] = []
 
+    async def start(self, *, within: float = 120.0) -> None:
+        """In an emulated guest on a busy machine the first start takes more than half a minute."""
+        await super().start(within=within)
+
     async def open_session(self, tenant: str, name: str = "test", *, uid: int | None = None) -> Session:
         """A session whose processes run as ``uid`` (None: as the tests)."""
         uid = os.getuid() if uid is None else uid
