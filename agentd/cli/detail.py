@@ -118,7 +118,17 @@ def _identity(known: Known) -> list[tuple[str, Cell | str]]:
     ]
     if call.parent_id:
         pairs.insert(3, ("inside", call.parent_id))
+    if call.HasField("recognition"):
+        pairs.append(("recognised", _recognition_text(call.recognition)))
     return pairs
+
+
+def _recognition_text(known: pb.Recognition) -> str:
+    before = f"ran {format_duration(known.seconds_before)} before it was placed"
+    used = f"{format_duration(known.cpu_usec_before / 1e6)} of CPU"
+    if known.HasField("memory_bytes_before"):
+        used += f" and {format_bytes(known.memory_bytes_before)} of memory, which stay the agent's"
+    return f"by rule {known.rule}; {before}, with {used}"
 
 
 def _held(call: pb.Call, now: float) -> float:
