@@ -15,7 +15,7 @@ import structlog
 from agentd.ledger import Switch
 from agentd.tier.worker import Worker
 from controller.model import Decision
-from gpu.engines import Engine, KvMoved, KvRef
+from gpu.engines import Engine, KvMoved, KvRef, LlamaCpp, Slot
 from gpu.engines.llamacpp import file_name
 from gpu.errors import EngineUnreachable
 
@@ -28,6 +28,9 @@ class KvEffects(Protocol):
     async def offload(self, engine: str, ref: KvRef, /) -> KvMoved: ...
     async def restore(self, engine: str, ref: KvRef, /) -> KvMoved: ...
     async def drop(self, engine: str, ref: KvRef, /) -> KvMoved: ...
+    async def slot(self, engine: str, ref: KvRef, /) -> Slot | None:
+        """llama.cpp: the reference's slot as it is now. None elsewhere."""
+
     def forget_copy(self, directory: Path, ref: KvRef, /) -> None:
         """Removes the file of an offloaded copy that nobody needs any more. At some time, and only if it is there."""
 
@@ -61,6 +64,12 @@ class EngineEffects:
     async def drop(self, engine: str, ref: KvRef) -> KvMoved:
         return await self._engine(engine).drop(ref)
 
+    async def slot(self, engine: str, ref: KvRef) -> Slot | None:
+        adapter = self._engine(engine)
+        if not isinstance(adapter, LlamaCpp):
+            return None
+        return next((one for one in await adapter.slots() if one.id == ref.slot), None)
+
     def forget_copy(self, directory: Path, ref: KvRef) -> None:
         # a hash of a daemon-made id: no agent's text reaches the path
         self._files.post(lambda: _remove(directory / file_name(ref.session)))
@@ -84,6 +93,7 @@ class RecordingEffects:
     acts: list[tuple[str, str, KvRef]] = field(default_factory=list)
     fail: dict[str, Exception] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
+    slots: dict[int, Slot] = field(default_factory=dict)
 
     async def _act(self, what: str, engine: str, ref: KvRef) -> KvMoved:
         self.acts.append((what, engine, ref))
@@ -99,6 +109,9 @@ class RecordingEffects:
 
     async def drop(self, engine: str, ref: KvRef) -> KvMoved:
         return await self._act("drop", engine, ref)
+
+    async def slot(self, engine: str, ref: KvRef) -> Slot | None:
+        return None if ref.slot is None else self.slots.get(ref.slot)
 
     def forget_copy(self, directory: Path, ref: KvRef) -> None:
         self.forgotten.append(ref.session)

@@ -6,6 +6,8 @@
 | restore | dropped: its copy is lost, or does not fit | still offloaded | still offloaded, without a slot |
 | drop | still resident | as before; its next answer tells | dropped |
 
+An agent that sends to a slot of its own may be quicker than a restore: then the copy is given up.
+
 Every move that succeeded is a Decision and a context switch on record; one that failed is logged.
 """
 
@@ -111,6 +113,8 @@ class Moves:
             if entry.slot is None:
                 return False  # before its turn somebody makes room
         try:
+            if entry.pinned and await self._overtaken(entry):
+                return False
             moved = await self._effects.restore(entry.engine, entry.ref)
         except GpuError as err:
             self._failed(entry, "restore", err)
@@ -127,6 +131,15 @@ class Moves:
         entry.empty_looks = 0
         self.forget_copy(entry)
         self._decided(entry, Action.RESTORE, policy, why, {**evidence, "move_seconds": moved.seconds})
+        return True
+
+    async def _overtaken(self, entry: Entry) -> bool:
+        """Whether an agent that sends to its slot by itself was quicker: what it computed there must stay."""
+        slot = await self._effects.slot(entry.engine, entry.ref)
+        if slot is None or not (slot.busy or slot.tokens):
+            return False
+        self._gone(entry, "its next turn came before it could be restored")
+        self.forget_copy(entry)
         return True
 
     async def drop(self, entry: Entry, policy: str, why: str, evidence: Mapping[str, float]) -> bool:

@@ -121,12 +121,17 @@ class Vllm(Engine):
         )
 
     def request_fields(self, ref: KvRef, *, priority: int | None = None) -> Mapping[str, Any]:
-        """A priority of ours (higher first) in vLLM's terms (lower first)."""
+        """A priority of ours (higher first) in vLLM's terms (lower first).
+
+        Where its KV events are followed, also the session that they are to name: vLLM's PR 48048; versions before it
+        ignore a field that they do not know.
+        """
+        fields: dict[str, Any] = {"session_id": ref.session} if self._events else {}
         if priority is None:
-            return {}
+            return fields
         if not self._priorities:
             raise self._unsupported(Capability.PRIORITY, "it schedules first come, first served", _PRIORITY)
-        return {"priority": MAX_PRIORITY - check_priority(priority)}
+        return {**fields, "priority": MAX_PRIORITY - check_priority(priority)}
 
     async def reset(self) -> None:
         await self._development("/reset_prefix_cache", Capability.RESET)

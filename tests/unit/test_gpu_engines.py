@@ -184,8 +184,8 @@ async def test_vllm_in_development_mode_with_priorities_and_events() -> None:
         for capability in (Capability.RESET, Capability.PAUSE, Capability.PRIORITY, Capability.KV_EVENTS):
             assert can[capability].answer is Answer.YES
         # Ours: higher is served first. vLLM's: lower is.
-        assert engine.request_fields(REF, priority=100) == {"priority": 0}
-        assert engine.request_fields(REF, priority=0) == {"priority": 100}
+        assert engine.request_fields(REF, priority=100) == {"priority": 0, "session_id": "session-1"}
+        assert engine.request_fields(REF, priority=0) == {"priority": 100, "session_id": "session-1"}
         await engine.reset()
         await engine.pause()
         await engine.resume()

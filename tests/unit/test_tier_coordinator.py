@@ -27,7 +27,23 @@ from controller.model import (
     new_session_id,
     new_tenant_id,
 )
-from gpu.engines import Answer, Capability, Engine, EngineInfo, EngineKind, EngineMetrics, KvMoved, KvRef, Slot, Support
+from gpu.engines import (
+    Answer,
+    Batch,
+    Capability,
+    Engine,
+    EngineInfo,
+    EngineKind,
+    EngineMetrics,
+    Gap,
+    KvIndex,
+    KvMoved,
+    KvRef,
+    Removed,
+    Slot,
+    Stored,
+    Support,
+)
 from gpu.errors import EngineRefused, EngineUnreachable, InvalidValue
 from gpu.policy import (
     Admission,
@@ -246,6 +262,38 @@ async def test_offloaded_at_a_pause_and_back_at_its_end(session: SessionId) -> N
     assert [one.action for one in bench.log.decisions] == ["offload", "restore"]
     assert all(one.session_id == session and one.policy == "kv:script" for one in bench.log.decisions)
     assert bench.log.decisions[0].evidence["tokens"] == 500
+
+
+@pytest.mark.parametrize(("busy", "tokens"), [(True, 0), (False, 700)])
+async def test_an_agent_that_is_quicker_than_the_restore_keeps_what_it_computed(
+    session: SessionId, busy: bool, tokens: int
+) -> None:
+    bench = Bench(Script(action=KvAction.OFFLOAD))
+    entry = bench.turn(session)
+    call = await bench.begin(session)
+    bench.effects.slots[0] = Slot(id=0, context_tokens=2048, busy=busy, tokens=tokens)
+    await bench.end(call)
+    assert (bench.acts, bench.kinds) == (["offload"], ["offloaded", "dropped"])
+    bench.turn(session, prompt=700)
+    assert (entry.kv.residency, bench.kinds) == ("resident", ["offloaded", "dropped", "recomputed"])
+
+
+async def test_vllm_tells_by_its_events_that_a_session_was_put_out(session: SessionId) -> None:
+    bench = Bench(Script(), slots=None)
+    entry = bench.turn(session, "c")
+    index = bench.watch.index = KvIndex()
+    index.feed(Batch(1, 0.0, (Stored((1, 2), 16, session=entry.key),)))
+    bench.turns.indexed(bench.watch)
+    index.feed(Batch(2, 0.0, (Removed((1,)),)))
+    bench.turns.indexed(bench.watch)
+    assert entry.kv.residency == "resident"  # a part is still there
+    index.feed(Batch(3, 0.0, (Removed((2,)),)))
+    bench.turns.indexed(bench.watch)
+    assert (entry.kv.residency, bench.kinds) == ("dropped", ["preempted"])
+    bench.turn(session, "c", prompt=600)
+    index.feed(Gap(4, 9, "lost"))
+    bench.turns.indexed(bench.watch)
+    assert entry.kv.residency == "resident"  # an index with holes proves nothing
 
 
 async def test_the_model_waits_for_the_last_of_several_calls(session: SessionId) -> None:
