@@ -54,7 +54,7 @@ def look_up(context: Context) -> Known:
             call_id = find(snapshot, text, kinds=("call",)).id
         except NotFoundError:
             # An id's length is fixed: a piece of one cannot be looked up in the ledger.
-            if len(text) != len("c-") + 16:
+            if not text.startswith("c-") or len(text) != len("c-") + 16:
                 raise
             call_id = text
         reply = api.history(pb.HistoryRequest(call_id=call_id, limit=1, with_decisions=True))
@@ -69,6 +69,8 @@ def show(context: Context) -> int:
     try:
         known = look_up(context)
     except NotFoundError:
+        if context.args.call.startswith("c-"):
+            raise  # an id says what it is of
         from agentd.cli import group
 
         return group.show(context)  # a session or a tenant, then; it says when it is neither
