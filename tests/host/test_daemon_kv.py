@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -302,3 +304,27 @@ async def test_an_engine_that_comes_and_goes(daemons: DaemonFactory, model: Path
     )
     text = (await end(process))[1]
     assert "down" in text, text
+
+
+async def test_a_reload_brings_an_engine_and_takes_it_away(daemons: DaemonFactory, url: str, saved: Path) -> None:
+    daemon = await daemons.start(settings={"gpu": {"enabled": "off"}})
+    assert any("no inference engine is configured" in hint for hint in (await tier(daemon)).hints)
+    bare = daemon.config_file.read_text()
+    daemon.config_file.write_text(bare + f'\n[engines.local]\nurl = "{url}"\ninterval = "100ms"\n')
+    os.kill(daemon.pid, signal.SIGHUP)
+    status = await until(daemon, "the engine", is_up)
+    assert not status.engines[0].control
+    session = await daemon.open_session("acme")
+    await turn(daemon, session, url, 0)
+    assert residency(await tier(daemon), session) == "resident"
+
+    daemon.config_file.write_text(bare + f'\n[engines.local]\nurl = "{url}"\ncontrol = true\n')
+    os.kill(daemon.pid, signal.SIGHUP)
+    status = await until(daemon, "control", lambda s: is_up(s) and s.engines[0].control)
+    assert residency(status, session) == "resident"  # what was known stays known
+
+    daemon.config_file.write_text(bare)
+    os.kill(daemon.pid, signal.SIGHUP)
+    status = await until(daemon, "no engine", lambda s: not s.engines)
+    assert not status.sessions
+    assert (await daemon.call(session, "/bin/true"))[0] == 0
