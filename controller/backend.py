@@ -44,6 +44,7 @@ class KernelProof:
     oom_kills: int = 0
     oom_tenant_kills: int = 0
     oom_host_kills: int = 0
+    oom_at_root: bool = False  # those were at a limit of the group that holds all of Corral, not the host's end
     pids_refused: int = 0
     connects_refused: int = 0
     no_space: int = 0  # writes that found no space
@@ -140,7 +141,8 @@ class Backend(Protocol):
     def can_gate_network(self) -> bool: ...
     @property
     def controllers(self) -> frozenset[str]:
-        """Of memory, cpu, pids and io those whose limits can be set. Nothing of the others is ever handed down."""
+        """Of memory, cpu, pids, io and egress (eBPF) those whose limits can be set. Nothing of the others is ever
+        handed down."""
 
     @property
     def missing(self) -> tuple[str, ...]: ...

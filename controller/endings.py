@@ -243,6 +243,7 @@ class Endings:
             oom_kills=kernel.oom_kills,
             oom_tenant_kills=kernel.oom_tenant_kills,
             oom_host_kills=kernel.oom_host_kills,
+            oom_at_root=kernel.oom_at_root,
             pids_refused=kernel.pids_refused,
             connects_refused=kernel.connects_refused,
             launcher_lost=call.launcher_lost,

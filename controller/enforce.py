@@ -27,10 +27,12 @@ from controller.backend import (
 )
 from controller.cgroup import (
     CgroupFileError,
+    Group,
     GroupBusy,
     GroupEvent,
     GroupEventKind,
     GroupKind,
+    MemoryEvents,
     NoSuchGroup,
     NoSuchProcess,
     Tree,
@@ -58,6 +60,11 @@ log = structlog.get_logger("corral.enforce")
 
 _ADOPT_PASSES = 16
 _NOTHING_COUNTED = Counters()
+
+
+def _limit_met(events: MemoryEvents) -> bool:
+    """Whether reclaim could not help at the group's own limit; v1 tells only that an allocation met it."""
+    return bool(events.oom if events.oom is not None else events.max)
 
 
 OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
@@ -313,19 +320,21 @@ class Enforcer(Groups):
         if self._full_disk is not None:
             disk = (self._full_disk.in_words if counted.no_space else self._full_disk.hint)(leaf.device)
         own = tenant = host = 0
+        at_root = False
         memory = stat.memory
         if memory is not None and (kills := memory.events.oom_kill):
-            met = memory.events.oom if memory.events.oom is not None else memory.events.max
-            if met:
+            if _limit_met(memory.events):
                 own = kills
             elif self._met_above(ref):
                 tenant = kills
             else:
                 host = kills
+                at_root = self._met(self._tree.root)
         return KernelProof(
             oom_kills=own,
             oom_tenant_kills=tenant,
             oom_host_kills=host,
+            oom_at_root=at_root,
             pids_refused=stat.pids.max_events if stat.pids is not None else 0,
             connects_refused=counted.denied_connects,
             no_space=counted.no_space,
@@ -334,14 +343,17 @@ class Enforcer(Groups):
         )
 
     def _met_above(self, ref: CallRef) -> bool:
-        for group in (self._tree.session(ref.tenant_id, ref.session_id), self._tree.tenant(ref.tenant_id)):
-            try:
-                memory = group.stat().memory
-            except CgroupFileError:
-                continue
-            if memory is not None and (memory.events.oom or memory.events.max):
-                return True
-        return False
+        groups = (self._tree.session(ref.tenant_id, ref.session_id), self._tree.tenant(ref.tenant_id))
+        return any(self._met(group) for group in groups)
+
+    @staticmethod
+    def _met(group: Group) -> bool:
+        """Whether an allocation met the limit of this very group and reclaim could not help."""
+        try:
+            events = group.memory_events()
+        except CgroupFileError:
+            return False
+        return events is not None and _limit_met(events)
 
     def adopt_leftovers(self, ref: CallRef) -> int:
         leaf = self._leaf(ref)

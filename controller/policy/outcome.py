@@ -24,11 +24,12 @@ class Proof:
     killed_as: Reason | None  # set when we ended it, with why
     oom_kills: int  # by the call's own limit
     oom_tenant_kills: int  # in this leaf, by a limit above it
-    oom_host_kills: int  # in this leaf, because the host ran out
+    oom_host_kills: int  # in this leaf, by no limit of the call, its session or its tenant: the host ran out
     pids_refused: int
     connects_refused: int
     launcher_lost: bool
     decisions: Sequence[Decision]
+    oom_at_root: bool = False  # not the host's end, but a limit of the group that holds all of Corral
     no_space: int = 0  # writes that found the disk full, or a quota used up
     full_disk: str = ""  # which file system; without such a write: the one that has no room now, if it was in that
     packets_held: int = 0  # turned back because of an egress rate
@@ -150,8 +151,9 @@ def _cause(reason: Reason, name: str, case: _Case) -> tuple[str, list[str]]:
             return f"{name} was killed by the kernel because its tenant as a whole ran out of memory.", advice
         case Reason.OOM_HOST:
             size = f" of about {declared(known.high)} ({known.describe()})" if known is not None else ""
+            what = "all that Corral may use of this host" if proof.oom_at_root else "the whole host"
             return (
-                f"{name} was killed by the kernel because the whole host ran out of memory.",
+                f"{name} was killed by the kernel because {what} ran out of memory.",
                 [f"retry later; declare memory_peak{size} so that the call can be held in time"],
             )
         case Reason.BRAKE_KILLED:

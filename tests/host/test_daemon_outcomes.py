@@ -153,6 +153,6 @@ async def test_memory_that_ran_out_above_every_tenant(daemons: DaemonFactory) ->
     assert status == -signal.SIGKILL
     assert outcome.reason == "oom_host"
     assert outcome.usage.oom_kills >= 1
-    assert "because the whole host ran out of memory" in outcome.summary
+    assert "because all that Corral may use of this host ran out of memory" in outcome.summary
     assert "declare memory_peak" in outcome.suggestions[0]
     assert f"corral: {outcome.summary}" in err

@@ -12,6 +12,7 @@ import pytest
 
 from bpf import Unavailable
 from controller.backend import CallRecord, CallRef, SessionRecord
+from controller.ceilings import check_settable
 from controller.cgroup import Group, Tree
 from controller.enforce import Enforcer, OpenKernel
 from controller.kernelside import KernelSide
@@ -19,6 +20,7 @@ from controller.model import (
     CallId,
     CallState,
     CallView,
+    CannotEnforce,
     Grant,
     Intent,
     Limits,
@@ -225,3 +227,18 @@ async def test_a_cpu_quota_is_felt(rig: Rig) -> None:
         go(process)
         await asyncio.wait_for(asyncio.to_thread(process.wait), 60)
         assert rig.group.stat().cpu.throttled_periods
+
+
+async def test_without_ebpf_an_egress_rate_is_left_out_with_a_word(rig: Rig) -> None:
+    tenant = TenantView(id=new_tenant_id(), name="beta", limits=Limits(egress_max=1 << 20, pids_max=9), priority=50)
+    (note,) = rig.backend.add_tenant(tenant)
+    assert note == "egress_max is not set: this host does not load the eBPF programs that see packets"
+    assert any("limits of tenant 'beta' are not all in force" in text for text in rig.backend.missing)
+    assert rig.tree.tenant(tenant.id).limits().pids_max == 9, "the others are"
+    with pytest.raises(CannotEnforce, match="eBPF programs that see packets") as refused:
+        check_settable(Limits(egress_max=1 << 20), rig.backend.controllers)
+    assert refused.value.field == "limits.egress_bytes_per_second"
+    rig.begin(Limits())
+    done = rig.backend.squeeze(rig.ref, Squeeze(egress_bytes_per_second=5000))
+    assert done.applied is None
+    assert done.notes == ("egress is not slowed: this host does not load the eBPF programs that see packets",)

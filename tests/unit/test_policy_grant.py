@@ -138,3 +138,17 @@ def test_numbers_that_are_none(value: float) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Intent(cpu=value)
     assert caught.value.field == "intent.cpu"
+
+
+def test_rates_are_defaults_and_what_a_host_cannot_is_said() -> None:
+    config = CallConfig(io_max=1 << 20, egress_max=1 << 21)
+    room = Room(tenant_limits=Limits(), tenant_priority=50, host_total=GIB, enforced=True)
+    able = decide(Intent(), replace(room, controllers=frozenset({"memory", "pids", "io", "egress"})), config)
+    assert isinstance(able, Grant)
+    assert (able.limits.io_max, able.limits.egress_max, able.notes) == (1 << 20, 1 << 21, ())
+    unable = decide(Intent(), replace(room, controllers=frozenset({"memory", "pids"})), config)
+    assert isinstance(unable, Grant)
+    assert (unable.limits.io_max, unable.limits.egress_max) == (None, None)
+    assert unable.notes == tuple(
+        f"{name}: not to be had on this host (see corral doctor)" for name in ("io_max", "egress_max")
+    )

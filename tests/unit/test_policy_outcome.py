@@ -194,6 +194,13 @@ def test_a_full_disk_proven_and_only_suspected() -> None:
     assert told(proof(wait_status=0, full_disk=where), usage=wrote) == ""
 
 
+def test_the_hosts_end_and_that_of_what_corral_may_use() -> None:
+    whole = told(proof(wait_status=9, oom_host_kills=1))
+    assert "because the whole host ran out of memory. " in whole
+    ours = told(proof(wait_status=9, oom_host_kills=1, oom_at_root=True))
+    assert "because all that Corral may use of this host ran out of memory. " in ours
+
+
 def test_what_was_done_how_long_and_why() -> None:
     """Waited, braked, frozen and slowed, one after the other, in a call that went well."""
     case = proof(
