@@ -132,6 +132,22 @@ async def test_calls_stay_below_the_containers_ceiling(host: Host) -> None:
     await host.docker("rm", "--force", "small")
 
 
+async def test_a_call_opens_no_device_that_its_container_may_not(host: Host) -> None:
+    """The container may make nodes (CAP_MKNOD), and Docker's filter keeps it from opening them; so it is in the leaf."""
+    await host.docker.run("devices", "sleep", "1000")
+    [session] = await host.attach(name="devices")
+    tool = await host.docker.start(
+        "exec", "devices", "sh", "-c", "mknod /kmsg c 1 11; while [ ! -e /go ]; do sleep 0.05; done; head -c 1 /kmsg"
+    )
+    [call] = await host.calls(session, ended=False, until=lambda calls: calls and calls[0].recognition.seconds_before)
+    [pid, *_] = (host.daemon.groups(call)[0] / "cgroup.procs").read_text().split()
+    Path(f"/proc/{pid}/root/go").touch()
+    out, _ = await tool.communicate()
+    assert b"Operation not permitted" in out
+    assert tool.returncode == 1
+    await host.docker("rm", "--force", "devices")
+
+
 async def test_pause_and_stop_reach_the_calls(host: Host) -> None:
     await host.docker.run("paused", "sleep", "1000")
     [session] = await host.attach(name="paused")

@@ -78,11 +78,12 @@ class Docker:
 
 
 @contextlib.asynccontextmanager
-async def docker_engine(directory: Path, *, cgroup_parent: bool = True) -> AsyncIterator[Docker]:
+async def docker_engine(directory: Path) -> AsyncIterator[Docker]:
     name = f"corral-docker-{os.getpid()}-{secrets.token_hex(3)}"
     home = directory / "docker"
     home.mkdir()
-    parent = [f"--cgroup-parent=/{name}"] if cgroup_parent else []
+    # on v2 under systemd the driver is systemd's, which makes a scope for each container in its own slice
+    parent = [] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else [f"--cgroup-parent=/{name}"]
     with (home / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *("dockerd", "--iptables=false", "--ip6tables=false", "--bridge=none", *parent),
