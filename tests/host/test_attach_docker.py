@@ -133,7 +133,7 @@ async def test_calls_stay_below_the_containers_ceiling(host: Host) -> None:
 
 
 async def test_a_call_opens_no_device_that_its_container_may_not(host: Host) -> None:
-    """The container may make nodes (CAP_MKNOD), and Docker's filter keeps it from opening them; so it is in the leaf."""
+    """The container may make nodes (CAP_MKNOD), but not open them: that holds in the leaf, too."""
     await host.docker.run("devices", "sleep", "1000")
     [session] = await host.attach(name="devices")
     tool = await host.docker.start(
