@@ -109,19 +109,27 @@ def show(context: Context) -> int:
 
 def _identity(known: Known) -> list[tuple[str, Cell | str]]:
     call = known.call
+    queued = call.state == pb.CALL_STATE_QUEUED
     pairs: list[tuple[str, Cell | str]] = [
         ("command", call.command or "-"),
         ("tenant", f"{known.names.tenant(call.tenant_id)} ({call.tenant_id})"),
         ("session", f"{known.names.session(call.session_id)} ({call.session_id})"),
         ("state", words.state(call.state)),
-        ("begun", f"{words.moment(call.begun_at)} ({format_duration(views.age(call, known.now))} long)"),
+        (
+            "asked" if queued else "begun",
+            f"{words.moment(call.begun_at)} ({format_duration(views.age(call, known.now))} long)",
+        ),
         ("held", f"{format_duration(_held(call, known.now))}, braked {call.brakes}×"),
-        ("cgroup", call.cgroup or "none (observe-only)"),
+        ("cgroup", call.cgroup or ("none yet" if queued else "none (observe-only)")),
     ]
     if call.parent_id:
         pairs.insert(3, ("inside", call.parent_id))
     if call.HasField("recognition"):
         pairs.append(("recognised", _recognition_text(call.recognition)))
+    if call.waits_for:
+        pairs.append(("waits for", call.waits_for + _about(call)))
+    if call.HasField("forecast"):
+        pairs.append(("forecast", _forecast(call.forecast)))
     return pairs
 
 
@@ -131,6 +139,23 @@ def _recognition_text(known: pb.Recognition) -> str:
     if known.HasField("memory_bytes_before"):
         used += f" and {format_bytes(known.memory_bytes_before)} of memory, which stay the agent's"
     return f"by rule {known.rule}; {before}, with {used}"
+
+
+def _about(call: pb.Call) -> str:
+    return f" (about {format_duration(call.eta_seconds)} more)" if call.HasField("eta_seconds") else ""
+
+
+def _forecast(forecast: pb.Forecast) -> str:
+    """From the calls like this one that ended: ``typically 300M, 49 of 50 within 1.2G; 12s more (20 calls: tool)``."""
+    parts = []
+    if forecast.HasField("memory_median_bytes"):
+        parts.append(f"typically {format_bytes(forecast.memory_median_bytes)}")
+    if forecast.HasField("memory_high_bytes"):
+        parts.append(f"49 of 50 within {format_bytes(forecast.memory_high_bytes)}")
+    text = ", ".join(parts)
+    if forecast.HasField("remaining_seconds"):
+        text += f"; {format_duration(forecast.remaining_seconds)} more"
+    return f"{text} (from {forecast.lives} calls: {forecast.kind})"
 
 
 def _held(call: pb.Call, now: float) -> float:
@@ -310,7 +335,9 @@ def living_in_words(known: Known) -> list[str]:
     why = f" because: {last.reason}" if last else ""
     match call.state:
         case pb.CALL_STATE_QUEUED:
-            return [f"{call.id} has waited {lasted} for room and has not started{why}."]
+            if call.waits_for:
+                why = f": {call.waits_for}"
+            return [f"{call.id} has waited {lasted} for room and has not started{why}{_about(call)}."]
         case pb.CALL_STATE_BRAKED:
             return [
                 f"{call.id} was stopped at its memory threshold (brake {brake}, usage now {now}) and has been held for "
@@ -318,6 +345,11 @@ def living_in_words(known: Known) -> list[str]:
                 "A policy decides within its bound whether it gets more room or is ended.",
             ]
         case pb.CALL_STATE_FROZEN:
+            if call.waits_for:
+                return [
+                    f"{call.id} has been held for {held}, so that others get to their end{why}{_about(call)}.",
+                    "A policy decides within its bound whether it goes on or is ended.",
+                ]
             return [f"{call.id} has been frozen for {held}{why}.", f"'corral thaw {call.id}' lets it go on."]
         case pb.CALL_STATE_RUNNING | pb.CALL_STATE_THROTTLED:
             room = f", brake at {brake}" if brake != "-" else ", no brake armed"
