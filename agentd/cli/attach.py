@@ -58,6 +58,8 @@ def detach(context: Context) -> int:
     if context.json:
         context.emit({"sessions": [*sessions]})
         return EXIT_OK
+    if not sessions:
+        context.say(f"{target}: containers that start are no longer attached for it; sessions that there are go on")
     for one in sessions:
         context.say(f"{one}: no further call is recognised; it closes when those that run have ended")
     return EXIT_OK

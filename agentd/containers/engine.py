@@ -231,6 +231,11 @@ def matches(container: Container, selector: Selector) -> bool:
     )
 
 
+def names(selector: Selector, word: str) -> bool:
+    """Whether ``word`` is one of those by which containers are selected."""
+    return bool(word) and word in {selector.name, selector.network, selector.project, *selector.labels}
+
+
 def check(container: Container) -> None:
     """Raises BadContainer for one that cannot be a session."""
     if container.pid <= 1:

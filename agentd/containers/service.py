@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from agentd.api.attached import Selector
-from agentd.containers.engine import Container, Engine, Happened, check, matches
+from agentd.containers.engine import Container, Engine, Happened, check, matches, names
 from agentd.containers.errors import ContainerError, EngineAway
 from agentd.containers.follow import Follow, FollowFile
 from controller.host import Host
@@ -82,10 +82,11 @@ class Containers:
         return sessions
 
     async def detach(self, target: str) -> Sequence[SessionId]:
-        """By a container's name or id; what follows it is forgotten with it. Raises NotFound."""
+        """By a container's name or id. By a name, label, network or project that is followed: it is not any more, and
+        sessions that there are go on. Raises NotFound."""
         container = await self._known(target)
         session = self._recogniser.of_container(container) if container else None
-        kept = [one for one in self._follow if one.selector.name not in {target, container} or not one.selector.name]
+        kept = [one for one in self._follow if not names(one.selector, target)]
         if session is None and len(kept) == len(self._follow):
             raise NotFound(
                 f"no attached session or container {target[:80]!r}", field="target", remedy="corral session list"

@@ -100,9 +100,15 @@ class Recogniser:
             raise NotFound(
                 f"no process {pid}", field="pid", value=str(pid), remedy="name the agent's process: ps, pgrep"
             )
+        self._forget_closed()
         taken = self._host.whose(pid).session_id
-        if taken is not None or self._machine.knows(pid):
-            raise AlreadyExists(f"process {pid} is of session {taken} already", field="pid", value=str(pid))
+        if not self._is_free(pid) or self._machine.knows(pid):
+            raise AlreadyExists(
+                f"process {pid} is of session {taken} already",
+                field="pid",
+                value=str(pid),
+                remedy="close that, or detach it",
+            )
         self._listen()
         session = self._open(
             tenant=tenant,
@@ -139,8 +145,11 @@ class Recogniser:
             raise CannotEnforce(
                 f"container {container[:12]} has no cgroup of its own", remedy="run it without --cgroup-parent=/"
             )
+        self._forget_closed()
         if self.of_container(container) is not None:
-            raise AlreadyExists(f"container {container[:12]} is a session already", field="containers.name")
+            raise AlreadyExists(
+                f"container {container[:12]} is a session already", field="containers.name", remedy="detach it first"
+            )
         self._listen()
         attachment = Attachment(rules=chosen.name, pid=pid, start=stat.start, container=container, group=group)
         session = self._open(tenant=tenant, name=name, labels=labels, uid=procfs.owner(pid) or 0, attachment=attachment)
@@ -159,10 +168,21 @@ class Recogniser:
         )
         return session
 
+    def _is_free(self, pid: int) -> bool:
+        """Of no session that is open: an agent that was detached stays in the group of its former session."""
+        session_id = self._host.whose(pid).session_id
+        return session_id is None or session_id not in self._host.registry.sessions
+
+    def _forget_closed(self) -> None:
+        """Sessions that were closed otherwise than by us."""
+        for attached in list(self._attached.values()):
+            if attached.session.closed_at is not None:
+                self._forget(attached.session.id)
+
     def _enter(self, session: Session, pid: int, family: list[int]) -> None:
         """Children that are forked while their parents are moved show up in the next pass."""
         for _ in range(_MOVE_PASSES):
-            outside = [p for p in family if self._host.whose(p).session_id is None]
+            outside = [p for p in family if self._is_free(p)]
             if not outside:
                 return
             for one in outside:

@@ -187,6 +187,10 @@ async def test_containers_are_found_by_label_and_followed(host: Host) -> None:
     assert call.outcome.wait_status == 2 << 8
     reply = await host.daemon.client.call(host.daemon.client.operator.Detach, pb.DetachRequest(target="three"))
     assert list(reply.session_ids) == [sessions["three"].id]
+    detach = pb.DetachRequest(target="role=agent")
+    assert not (await host.daemon.client.call(host.daemon.client.operator.Detach, detach)).session_ids
+    with pytest.raises(NoSuchObject):
+        await host.daemon.client.call(host.daemon.client.operator.Detach, detach)
     await host.docker("rm", "--force", "one", "two", "three", "other")
     await host.open_sessions(lambda sessions: not sessions)
 

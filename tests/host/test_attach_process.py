@@ -145,6 +145,9 @@ async def test_the_session_closes_with_its_agent_and_detach_ends_the_recognition
     assert ended.outcome.wait_status == 2 << 8
     await closed(agent, session)
     assert agent.process.returncode is None
+    again = await agent.attach()  # it can be attached anew, though it is still where it was
+    assert again.id != session.id
+    assert group_of(agent.pid).endswith(f"{again.id}/agent")
     with pytest.raises(NoSuchObject):
         await client.call(client.operator.Detach, pb.DetachRequest(target=session.id))
     async with an_agent(agent.daemon) as other:

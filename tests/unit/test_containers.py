@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentd.api.attached import Selector
-from agentd.containers.engine import Container, Engine, check, limits_of, matches
+from agentd.containers.engine import Container, Engine, check, limits_of, matches, names
 from agentd.containers.errors import BadContainer, EngineAway
 from agentd.containers.follow import Follow, FollowFile
 from controller.model import ControllerError, Limits
@@ -56,6 +56,12 @@ BOX = Container(
 )
 def test_what_a_selector_matches(selector: Selector, wanted: bool) -> None:
     assert matches(BOX, selector) is wanted
+
+
+@pytest.mark.parametrize(("word", "wanted"), [("role", True), ("p", True), ("box", True), ("n", True), ("", False)])
+def test_by_which_words_a_following_is_ended(word: str, wanted: bool) -> None:
+    assert names(Selector(name="box", labels=("role",), network="n", project="p"), word) is wanted
+    assert not names(Selector(labels=("role",)), "box")
 
 
 def test_a_container_without_a_process_here_is_refused() -> None:
