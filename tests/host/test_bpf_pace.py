@@ -97,7 +97,8 @@ def test_streams_share_the_rate_and_lose_nothing(
     assert got.intact, "TCP keeps what was turned back"
     assert got.size == size * streams
     assert got.seconds >= fastest(got.size, rate, BURST)
-    assert held(side, group) > 0
+    # an emulated guest may not be able to send faster than that
+    assert held(side, group) > 0 or got.seconds > got.size / rate
 
 
 def test_a_rate_above_holds_for_all_below_it(host: Host, side: KernelSide, between: Cable) -> None:
