@@ -156,3 +156,29 @@ async def test_memory_that_ran_out_above_every_tenant(daemons: DaemonFactory) ->
     assert "because all that Corral may use of this host ran out of memory" in outcome.summary
     assert "declare memory_peak" in outcome.suggestions[0]
     assert f"corral: {outcome.summary}" in err
+
+
+async def test_advice_names_what_such_calls_came_to(daemons: DaemonFactory) -> None:
+    """A dozen calls of one tool end by themselves at some 48 MiB; the next is given less, and told what they needed."""
+    daemon = await daemons.start()
+    session = await daemon.open_session("acme")
+    kind = ("--tool", "suite", "--class", "test")
+    for _ in range(12):
+        assert (await daemon.call(session, load_program(), f"touch:{48 * MIB}", options=kind))[0] == 0
+    async with events_of(daemon, session) as events:
+        process = await daemon.launch(
+            session, load_program(), "say:up", "wait", f"touch:{64 * MIB}", stdin=PIPE, options=kind
+        )
+        assert await line(process) == "up"
+        call = await events.state(pb.CALL_STATE_RUNNING)
+        request = pb.SetLimitsRequest(target=call.id, limits=pb.Limits(memory_max_bytes=24 * MIB))
+        await daemon.client.call(daemon.client.operator.SetLimits, request)
+        go(process)
+        assert (await end(process))[0] == -signal.SIGKILL
+        outcome = await events.outcome(call.id)
+    assert outcome.reason == "oom_call"
+    advice = outcome.suggestions[0]
+    assert advice.startswith("declare a memory peak of about 5")
+    assert "12 earlier calls of its tool and class typically peaked at 4" in advice
+    assert advice.endswith("and it had 24 MiB")
+    assert outcome.suggestions[1].endswith("so that it stays below 24 MiB")
