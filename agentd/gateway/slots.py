@@ -29,6 +29,9 @@ from gpu.policy import KvAction, KvDecision, KvPolicy, Pause, Place, Tier, Waiti
 
 log = get_logger("corral.slots")
 
+# Seconds after a turn within which its session is not put out: its tool call is about to begin, and then there is
+# something to know; or its next turn is.
+_SETTLE: Final = 0.05
 _LEARNED: Final = 64  # durations that are kept for sessions between two calls, of which nothing else is known
 
 
@@ -64,6 +67,7 @@ class Slots:
         self._moves: set[asyncio.Task[None]] = set()
         self._recent: list[float] = []
         self._closed = False
+        self._again: asyncio.TimerHandle | None = None
         self.totals: Final = SlotTotals()
 
     # --- turns -------------------------------------------------------------------------------------------------------
@@ -164,6 +168,8 @@ class Slots:
     async def close(self) -> None:
         """Waits for moves under way: to break them off would leave slots half filled."""
         self._closed = True
+        if self._again is not None:
+            self._again.cancel()
         for entry in self._entries.values():
             self._hold(entry)
             self._quiet(entry)
@@ -219,8 +225,12 @@ class Slots:
 
     def _victim(self) -> tuple[Entry | None, KvAction]:
         """Whose slot is taken, and what becomes of its KV. Gives up saved ones where the policy says so."""
-        candidates = [entry for entry in self._entries.values() if entry.idle and entry.where is Place.RESIDENT]
+        idle = [entry for entry in self._entries.values() if entry.idle and entry.where is Place.RESIDENT]
+        settled = self._clock() - _SETTLE
+        candidates = [entry for entry in idle if entry.paused_at is not None or entry.last_used <= settled]
         if not candidates:
+            if idle and self._again is None:
+                self._again = asyncio.get_running_loop().call_later(_SETTLE, self._once_more)
             return None, KvAction.KEEP
         outside = [one for one in self._entries.values() if one.stored and not (one.moving or one.waiters)]
         decisions = self._policy.under_pressure(
@@ -238,6 +248,10 @@ class Slots:
         if action is KvAction.OFFLOAD and not self._fits(victim):
             action = KvAction.DROP
         return victim, action
+
+    def _once_more(self) -> None:
+        self._again = None
+        self._dispatch()
 
     def _fits(self, entry: Entry) -> bool:
         return self.stored + entry.tokens * self._unit <= self._store

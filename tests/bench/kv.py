@@ -28,7 +28,7 @@ from tests.support import tiny_gguf
 from tests.support.llamacpp import llamacpp
 
 MIB: Final = 1 << 20
-TURNS: Final = 8
+TURNS: Final = 10
 BATCH: Final = 256  # tokens of a step: others wait for less than a tenth of a second while a prompt is computed
 SLACK_TOKENS: Final = 400  # of a slot beyond what a session comes to
 POLICIES: Final[dict[str, Callable[[], KvPolicy]]] = {

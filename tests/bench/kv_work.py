@@ -16,6 +16,7 @@ from tests.bench.result import REPOSITORY
 
 TRACES: Final = "CORRAL_TRACES"
 SPEED: Final = 4.0  # recorded seconds per second of the bench
+STARTS: Final = 4.0  # seconds over which agents begin: nobody opens twelve sessions at once
 LONGEST: Final = 40.0  # recorded seconds: a single call of six minutes would be the whole run
 OPENING: Final = 500  # characters, each a token of the model
 RESULT: Final = 60  # characters that a tool call adds
@@ -98,7 +99,7 @@ def plan(count: int, turns: int, *, seed: int) -> Plan:
             Agent(
                 name=name,
                 opening=_words(random.Random(f"{seed}/{name}"), OPENING),  # noqa: S311
-                start=chance.random() * 2.0,
+                start=chance.random() * STARTS,
                 calls=tuple(calls[first : first + turns]),
             )
         )
