@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gpu.policy.durations import Durations, known
 from gpu.policy.eviction import Rivals, evict
@@ -34,6 +35,9 @@ from gpu.policy.types import (
     Tier,
     Waiting,
 )
+
+
+_NEARNESS: Final = {Place.RESIDENT: 0, Place.OFFLOADED: 1, Place.DROPPED: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,12 +245,13 @@ class ShadowPrice:
     # --- turns, sessions, the host ------------------------------------------------------------------------------------
 
     def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
-        """Who waited for ``patience`` first, the longest first; then by priority, those whose KV is there, the wait."""
+        """Who waited for ``patience`` first, the longest first; then by priority, then those whose KV is nearest (in the
+        pool, outside, gone: the shortest work first empties the queue soonest), then the wait."""
 
         def rank(one: Waiting) -> tuple[int, float, int, float, str]:
             if one.waited >= self.patience:
                 return (0, -one.waited, 0, 0.0, one.session)
-            return (1, -float(one.priority), one.where is not Place.RESIDENT, -one.waited, one.session)
+            return (1, -float(one.priority), _NEARNESS[one.where], -one.waited, one.session)
 
         return tuple(one.session for one in sorted(waiting, key=rank))
 

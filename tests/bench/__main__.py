@@ -30,6 +30,7 @@ from tests.bench import (
     observe,
     recognise,
     scale,
+    tier_overhead,
     tier_sampling,
     tui,
 )
@@ -50,6 +51,7 @@ BENCHES: Final[dict[str, Callable[[Context], Awaitable[Result]]]] = {
     "egress": egress.measure,
     "kv-sim": kv_sim.measure,
     "kv": kv.measure,
+    "tier-overhead": tier_overhead.measure,
     "tier-sampling": tier_sampling.measure,
 }
 

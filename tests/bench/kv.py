@@ -21,7 +21,7 @@ from agentd.gateway.slots import Slots
 from gpu.engines import EngineConfig, EngineKind, LlamaCpp, make_engine
 from gpu.policy import AlwaysKeep, AlwaysOffload, Continuum, InferCept, KvPolicy, LeastRecentlyUsed, ShadowPrice
 from tests.bench.harness import BenchError, Context
-from tests.bench.kv_work import GENERATED, Agent, History, Plan, plan
+from tests.bench.kv_work import GENERATED, SPEED, Agent, History, Plan, plan
 from tests.bench.result import Figure, Result, Row
 from tests.bench.stats import median, percentile
 from tests.support import tiny_gguf
@@ -31,13 +31,14 @@ MIB: Final = 1 << 20
 TURNS: Final = 10
 BATCH: Final = 256  # tokens of a step: others wait for less than a tenth of a second while a prompt is computed
 SLACK_TOKENS: Final = 400  # of a slot beyond what a session comes to
+PATIENCE: Final = 4.0 / SPEED  # seconds that a turn may be overtaken, at the speed of the plan
 POLICIES: Final[dict[str, Callable[[], KvPolicy]]] = {
     "keep": AlwaysKeep,
     "offload": AlwaysOffload,
     "lru": LeastRecentlyUsed,
     "infercept": InferCept,
     "continuum": Continuum,
-    "ours": ShadowPrice,
+    "ours": lambda: ShadowPrice(patience=PATIENCE),
 }
 SHARES: Final = {"all": 1.0, "half": 0.5, "quarter": 0.25}
 
