@@ -36,7 +36,6 @@ from gpu.policy.types import (
     Waiting,
 )
 
-
 _NEARNESS: Final = {Place.RESIDENT: 0, Place.OFFLOADED: 1, Place.DROPPED: 2}
 
 
@@ -245,8 +244,10 @@ class ShadowPrice:
     # --- turns, sessions, the host ------------------------------------------------------------------------------------
 
     def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
-        """Who waited for ``patience`` first, the longest first; then by priority, then those whose KV is nearest (in the
-        pool, outside, gone: the shortest work first empties the queue soonest), then the wait."""
+        """Who waited for ``patience`` first, the longest first; then by priority, then those whose KV is nearest, the wait.
+
+        In the pool, outside, gone: the shortest work first empties the queue soonest.
+        """
 
         def rank(one: Waiting) -> tuple[int, float, int, float, str]:
             if one.waited >= self.patience:
