@@ -244,7 +244,7 @@ class ShadowPrice:
     # --- turns, sessions, the host ------------------------------------------------------------------------------------
 
     def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
-        """Who waited for ``patience`` first, the longest first; then by priority, then those whose KV is nearest, the wait.
+        """Who waited for ``patience`` first, the longest first; then by priority, by nearness of the KV, by the wait.
 
         In the pool, outside, gone: the shortest work first empties the queue soonest.
         """
