@@ -51,7 +51,9 @@ class Groups:
         calls: list[CallRecord] = []
         for group in found.tenants:
             with self._reporting(group, strange):
-                tenants.append(decode(TenantView, group.get_xattr()))
+                tenant = decode(TenantView, group.get_xattr())
+                self._pace(group, tenant.limits.egress_max)  # again: the maps of the programs may be new
+                tenants.append(tenant)
         for group in found.sessions:
             with self._reporting(group, strange):
                 sessions.append(decode(SessionRecord, group.get_xattr()))

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,28 @@ async def test_the_next_daemon_makes_the_kernel_say_what_is_on_record(tree: Tree
                 assert in_force(tree, backend, ref) == (0.5, 10, 100_000)
                 backend.squeeze(ref, None)
                 assert in_force(tree, backend, ref) == granted
+        finally:
+            backend.stop()
+
+
+async def test_rates_are_set_again_when_the_programs_are_new(tree: Tree) -> None:
+    """As after an update of agentd whose maps have another shape: what the tree remembers is in force again."""
+    with killed_at(tree, "on record") as ref:
+        name = tree.root.relative
+        tenant = tree.tenant(ref.tenant_id)
+        first = Enforcer(tree, opener(name))
+        (found,) = first.start(Nobody()).tenants
+        first.add_tenant(replace(found, limits=Limits(egress_max=7_000_000)))
+        first.stop()
+        PinDir(pins_of(name)).remove_all()
+        backend = Enforcer(tree, opener(name))
+        record = backend.start(Nobody()).calls[0]
+        try:
+            backend.adopt_call(ref, record)
+            kernel = backend._kernel
+            assert isinstance(kernel, KernelSide)
+            assert kernel.paces.rate(tenant.id) == 7_000_000
+            assert in_force(tree, backend, ref) == (0.5, 10, 100_000)
         finally:
             backend.stop()
 
