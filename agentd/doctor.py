@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from agentd.cli import hostprobe
-from agentd.config import Config
+from agentd.userdoctor import places
 from bpf import Feature
 from controller.cgroup import CgroupHost, NoUsableCgroups, detect
 from controller.cgroup.core import core_state
@@ -60,14 +60,15 @@ def features(
 ) -> tuple[Feature, ...]:
     """The whole table: a daemon's own ``missing`` first, then what matters most. ``cgroup_root`` and ``state_dir`` as
     configured; None: the defaults. Never raises for what a host lacks."""
-    defaults = Config()
+    at = places(cgroup_root, state_dir)
     netlink = _start_netlink()
     try:
         return (
             *own_features(missing),
-            *_basics(),
-            *_cgroups(cgroup_root or defaults.cgroup.root),
-            *_limits_of_the_host(state_dir or defaults.daemon.state_dir),
+            *_basics(at.root),
+            *at.lines,
+            *_cgroups(at.root),
+            *_limits_of_the_host(at.state),
             *map(_feature, hostprobe.kernel_side()),
             *_netlink(netlink),
             *_surroundings(),
@@ -99,9 +100,9 @@ def _try(name: str, attempt: Attempt, cost: str, remedy: str) -> Feature:
     return Feature(name=name, found=found, detail=detail, cost=cost, remedy=remedy)
 
 
-def _basics() -> list[Feature]:
-    lines = (hostprobe.cgroup, hostprobe.pidfd, hostprobe.launcher, hostprobe.privilege)
-    return [_feature(line()) for line in (*lines, hostprobe.pressure, hostprobe.memory_info)]
+def _basics(root: str) -> list[Feature]:
+    lines = (hostprobe.pidfd, hostprobe.launcher, hostprobe.privilege, hostprobe.pressure, hostprobe.memory_info)
+    return [_feature(hostprobe.cgroup(root)), *(_feature(line()) for line in lines)]
 
 
 # --- cgroups ----------------------------------------------------------------------------------------------------------
@@ -131,10 +132,8 @@ class _Trial:
             directory = parent / f"corral-doctor-{os.getpid()}-{secrets.token_hex(4)}"
             directory.mkdir(mode=0o755)
             self.directory = directory
-        except NoUsableCgroups as err:
-            self.why = err.message
         except (CgroupError, OSError) as err:
-            self.why = str(err)
+            self.why = err.message if isinstance(err, NoUsableCgroups) else str(err)
 
     def close(self) -> None:
         if self.directory is not None:
@@ -259,6 +258,9 @@ def _controller(trial: _Trial, name: str) -> str:
     if mount is None:
         why = next((problem for problem in host.problems if f"no {name} controller" in problem), "none has it")
         raise _NotFound(why)
+    parent = trial.directory.parent if trial.directory is not None and mount == host.v2 else mount
+    if parent != mount and name not in (parent / "cgroup.controllers").read_text(encoding="ascii").split():
+        raise _NotFound(f"{parent} was not given it")
     return f"{'v2' if mount == host.v2 else 'v1'}, {mount}"
 
 

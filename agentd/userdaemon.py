@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _CALLS: Final = "corral.slice/corral-calls.service"
-_MOUNTS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+CGROUP_MOUNTS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 
 
 class NoUserPlaces(Exception):
@@ -31,7 +31,7 @@ class UserPlaces:
     problem: str = ""  # why ``group`` is None, and the remedy
 
 
-def user_places(environment: Mapping[str, str], uid: int, mounts: tuple[Path, ...] = _MOUNTS) -> UserPlaces:
+def user_places(environment: Mapping[str, str], uid: int, mounts: tuple[Path, ...] = CGROUP_MOUNTS) -> UserPlaces:
     """Where the daemon of ``uid`` keeps things. Raises NoUserPlaces."""
     runtime = _directory(environment, "XDG_RUNTIME_DIR")
     if runtime is None:

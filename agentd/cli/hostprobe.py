@@ -65,10 +65,11 @@ def tree_of(mode: str) -> Feature:
     return Feature("cgroup", False, mode or "unknown", _NO_TREE, "look for the cause in 'journalctl -u agentd'")
 
 
-def cgroup() -> Feature:
+def cgroup(root: str = "corral") -> Feature:
+    """``root``: cgroup.root of the daemon."""
     try:
         detect = importlib.import_module("controller.cgroup").detect
-        host = detect()
+        host = detect(root)
     except Exception as err:  # every kind of host must get its line in the table
         return Feature(
             "cgroup", False, str(err), _NO_TREE, getattr(err, "remedy", "") or "mount cgroup v2, run as root"
