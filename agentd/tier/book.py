@@ -68,6 +68,7 @@ class Entry:
     empty_looks: int = 0  # readings in a row that showed nothing in its slot
     reported: bool = False  # its turns are told; else they are guessed from what its slot holds
     indexed: bool = False  # the engine's KV events name it
+    through_gateway: bool = False  # its turns are measured, not claimed
     saved_bytes: int = 0  # of its offloaded copy, as long as that exists
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one act at a time
     timer: asyncio.TimerHandle | None = None
@@ -75,6 +76,12 @@ class Entry:
     @property
     def paused(self) -> bool:
         return bool(self.calls)
+
+    @property
+    def proven(self) -> bool:
+        """Whether its KV is known by more than its agent's word. Else it is followed, and weighs nothing: an agent that
+        claims much must neither make others go nor have its calls run first."""
+        return self.slot is not None or self.through_gateway or self.indexed or self.saved_bytes > 0
 
     @property
     def paused_since(self) -> float | None:
@@ -202,16 +209,23 @@ class Book:
     def learn_size(self, engine: str, bytes_per_token: int) -> None:
         """The engine told how large a token's KV is: what was counted in tokens until now becomes bytes."""
         for entry in self.of_engine(engine):
-            if not entry.bytes_known:
-                entry.bytes_known = True
-                entry.kv = replace(
-                    entry.kv,
-                    bytes_per_token=bytes_per_token,
-                    resident_byte_seconds=entry.kv.resident_byte_seconds * bytes_per_token,
-                    offloaded_byte_seconds=entry.kv.offloaded_byte_seconds * bytes_per_token,
-                    # a pause that runs began in other units: its record would mix them
-                    pause=None,
+            if entry.bytes_known:
+                continue
+            kv, pause = entry.kv, entry.kv.pause
+            if pause is not None:
+                pause = replace(
+                    pause,
+                    resident=pause.resident * bytes_per_token,
+                    offloaded=pause.offloaded * bytes_per_token,
                 )
+            entry.bytes_known = True
+            entry.kv = replace(
+                kv,
+                bytes_per_token=bytes_per_token,
+                resident_byte_seconds=kv.resident_byte_seconds * bytes_per_token,
+                offloaded_byte_seconds=kv.offloaded_byte_seconds * bytes_per_token,
+                pause=pause,
+            )
 
     def forget(self, session_id: SessionId) -> list[Entry]:
         """The session has ended. Its entries, for whoever frees what they hold."""

@@ -189,7 +189,7 @@ class Coordinator:
             tenant_id,
             engine,
             conversation,
-            bytes_per_token=watch.info.kv_bytes_per_token if watch.info is not None else None,
+            bytes_per_token=watch.bytes_per_token,
             gamma=watch.section.gamma,
         )
         if entry is not None and slot is not None:
@@ -312,12 +312,10 @@ class Coordinator:
     async def _relieve(self, watch: EngineWatch, need: int) -> None:
         try:
             policy = self.sight.policy(watch)
-            since = (
-                time.monotonic() - _STAYS
-            )  # what has just come back stays for a moment: moves must not chase each other
-            pauses = {
-                e.key: e for e in self.book.of_engine(watch.name) if e.paused and not e.turns and e.restored_at < since
-            }
+            # what has just come back stays for a moment: moves must not chase each other
+            since = time.monotonic() - _STAYS
+            may_go = (e for e in self.book.of_engine(watch.name) if e.paused and e.proven and not e.turns)
+            pauses = {e.key: e for e in may_go if e.restored_at < since}
             wanted = policy.under_pressure([self.sight.pause(e) for e in pauses.values()], self.sight.tier(watch), need)
             for decision in wanted:
                 entry = pauses.get(decision.session)

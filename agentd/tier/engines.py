@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from agentd.config import EngineSection, engine_config
+from agentd.config.engines import bytes_per_token
 from agentd.tier.view import CapabilityView, EngineView
 from gpu.engines import (
     Capability,
@@ -208,6 +209,12 @@ class EngineWatch:
     def can(self, capability: Capability) -> bool:
         """Whether the engine says that it can (or does not say that it cannot)."""
         return self.info is not None and bool(self.info.capabilities[capability])
+
+    @property
+    def bytes_per_token(self) -> int | None:
+        """Of its KV cache, as it says or the configuration does; None: neither."""
+        told = self.info.kv_bytes_per_token if self.info is not None else None
+        return told or bytes_per_token(self.section)
 
     @property
     def acts(self) -> bool:

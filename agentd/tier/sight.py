@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from agentd.config import EngineSection
@@ -45,6 +45,7 @@ class Sight:
     def forget_engine(self, engine: str) -> None:
         """It left the configuration, or changed there. What it held is no longer followed."""
         self._costs.pop(engine, None)
+        self._made.pop(engine, None)
 
     def pause(self, entry: Entry) -> Pause:
         since = entry.paused_since
@@ -63,34 +64,43 @@ class Sight:
         """The engine as its policy sees it, from the last reading and the book."""
         costs = self.costs(watch.name)
         entries = self._book.of_engine(watch.name)
-        resident = sum(entry.kv.tokens for entry in entries if entry.kv.residency is Residency.RESIDENT)
         metrics = watch.reading.metrics if watch.reading is not None else None
         capacity = (metrics.kv_total_tokens if metrics is not None else None) or (
             watch.info.kv_tokens if watch.info is not None else None
         )
-        used = metrics.kv_used_tokens if metrics is not None else None
         offloads = watch.can(Capability.OFFLOAD) and watch.can(Capability.RESTORE)
         size = next((entry.kv.bytes_per_token for entry in entries if entry.bytes_known), None)
         if size is None:
-            size = (watch.info.kv_bytes_per_token if watch.info is not None else None) or 1
-        # what the engine shows lags behind what was just restored, and holds what is not ours
-        used = max(resident, used or 0)
-        slots = watch.info.slots if watch.info is not None and watch.info.kind is EngineKind.LLAMACPP else None
-        if slots is not None:
-            # Slots are what is short there, not tokens: with no more conversations than slots there is room for all.
-            used = min(resident, capacity or 0) if len(entries) <= slots else capacity or 0
+            size = watch.bytes_per_token or 1
+        used = self._used(watch, entries, capacity or 0)
         return Tier(
             bytes_per_token=size,
             capacity=capacity or 0,
             used=used,
             waiting_tokens=sum(entry.kv.context for entry in entries if entry.waiting),
-            running_tokens=sum(entry.kv.tokens for entry in entries if _runs(entry)),
+            running_tokens=min(used, sum(entry.kv.tokens for entry in entries if _runs(entry))),
             forward=costs.forward,
             swap=costs.swap if offloads else None,
             offload_free=max(0, watch.section.offload_budget - self._book.saved_bytes(watch.name)) if offloads else 0,
             queueing=costs.queueing,
-            paused=[self.pause(entry) for entry in entries if entry.paused],
+            paused=[self.pause(entry) for entry in entries if entry.paused and entry.proven],
         )
+
+    @staticmethod
+    def _used(watch: EngineWatch, entries: Sequence[Entry], capacity: int) -> int:
+        """Tokens of the pool that are in use. What agents report of themselves must not make others' KV go: the
+        engine's own word counts, and of slots those that a conversation really has."""
+        metrics = watch.reading.metrics if watch.reading is not None else None
+        resident = [entry for entry in entries if entry.kv.residency is Residency.RESIDENT]
+        if watch.info is not None and watch.info.kind is EngineKind.LLAMACPP and watch.info.slots is not None:
+            # Slots are what is short there, not tokens: with no more conversations than slots there is room for all.
+            rivals = [e for e in entries if e.slot is not None or e.waiting or e.kv.residency is Residency.OFFLOADED]
+            if len(rivals) > watch.info.slots:
+                return capacity
+            return min(sum(entry.kv.tokens for entry in resident if entry.slot is not None), capacity)
+        if metrics is not None and metrics.kv_used_tokens is not None:
+            return metrics.kv_used_tokens
+        return min(sum(entry.kv.tokens for entry in resident), capacity)
 
     def policy(self, watch: EngineWatch) -> KvPolicy:
         found = self._made.get(watch.name)
@@ -105,6 +115,6 @@ class Sight:
 
 def _runs(entry: Entry) -> bool:
     """A turn of it runs; or, where nobody tells when a turn begins, it was used a moment ago and waits for no tool."""
-    if entry.kv.residency is not Residency.RESIDENT:
+    if entry.kv.residency is not Residency.RESIDENT or not entry.proven:
         return False
     return entry.turns > 0 or (not entry.paused and time.monotonic() - entry.last_used < _RECENT)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -70,6 +70,7 @@ class Turns:
         began = time.monotonic()
         async with entry.lock:
             entry.turns += 1
+            entry.through_gateway = True
             entry.cancel_timer()
             try:
                 await self._ready(watch, entry, _DEFAULT_PRIORITY if priority is None else priority)
@@ -140,6 +141,7 @@ class Turns:
         entry = self._coordinator.bind(session_id, tenant_id, facts.engine, facts.conversation)
         if entry is None:
             return 0.0
+        facts = _possible(facts, self._watches.get(facts.engine))
         computed = max(0, facts.prompt - facts.cached)
         prefill = facts.prefill if facts.prefill is not None else facts.first_token or 0.0
         before = entry.kv.prefill_equivalents
@@ -169,6 +171,8 @@ class Turns:
     # --- what engines show -------------------------------------------------------------------------------------------
 
     def looked(self, watch: EngineWatch, reading: Reading) -> None:
+        if watch.bytes_per_token is not None:
+            self._book.learn_size(watch.name, watch.bytes_per_token)  # of what was bound before it was seen
         slots = {slot.id: slot for slot in reading.slots}
         for entry in self._book.of_engine(watch.name):
             slot = None if entry.slot is None else slots.get(entry.slot)
@@ -204,6 +208,17 @@ class Turns:
             elif entry.indexed and entry.kv.residency is Residency.RESIDENT:
                 entry.indexed = False
                 self._book.apply(entry, Preempted(at_nsec=self._book.now, why="the engine evicted its blocks"))
+
+
+def _possible(facts: TurnFacts, watch: EngineWatch | None) -> TurnFacts:
+    """No conversation is longer than the engine's context, whatever an agent reports."""
+    most = watch.info.context_tokens if watch is not None and watch.info is not None else None
+    if most is None or facts.prompt + facts.generated <= most:
+        return facts
+    prompt = min(facts.prompt, most)
+    return replace(
+        facts, prompt=prompt, cached=min(facts.cached, prompt), generated=min(facts.generated, most - prompt)
+    )
 
 
 def _priority(watch: EngineWatch, priority: int | None) -> int | None:

@@ -279,3 +279,19 @@ async def test_durations_are_learned_of_calls_that_ended_by_themselves(session: 
     bench.coordinator.call_ended(replace(finished, outcome=killed))
     await bench.begin(session)
     assert sorted(script.pauses[-1].durations) == [float(number) for number in range(9)]
+
+
+async def test_what_is_bound_before_the_engine_was_seen_is_sized_later(session: SessionId) -> None:
+    bench = Bench(Script())
+    info, bench.watch.info = bench.watch.info, None
+    entry = bench.turn(session, "c")
+    call = await bench.begin(session, "c")
+    (before,) = bench.coordinator.book.views()
+    assert (before.bytes, before.tokens, entry.bytes_known) == (0, 500, False)
+    bench.watch.info = info
+    bench.read(500, 0)
+    (after,) = bench.coordinator.book.views()
+    assert (after.bytes, entry.bytes_known) == (500 * SIZE, True)
+    await bench.end(call)
+    totals = bench.coordinator.pauses["local"]
+    assert totals.resident == pytest.approx(totals.seconds * 500 * SIZE, rel=1e-3)  # one unit, from its begin

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from agentd.tier.turns import TurnFacts
 from controller.model import (
     SessionId,
     new_session_id,
@@ -108,3 +109,27 @@ async def test_a_server_that_saves_no_slots_gives_them_over(session: SessionId) 
     entry = bench.turn(other, "c")
     assert (await bench.turns.before(session, TENANT, "local", "c"))["id_slot"] == 0
     assert (entry.kv.residency, bench.acts) == ("dropped", [])
+
+
+async def test_what_an_agent_claims_does_not_make_others_go(session: SessionId) -> None:
+    """A session that reports impossible turns, in conversations that do not exist, changes nothing for the others."""
+    script = Script()
+    bench = Bench(script)
+    bench.turn(session)
+    liar = new_session_id()
+    for number in range(100):
+        bench.turns.after(
+            liar,
+            TENANT,
+            TurnFacts(engine="local", conversation=f"x{number}", prompt=10**9, cached=0, generated=10**9),
+        )
+    await bench.begin(session)
+    assert script.tiers[-1].used == 500
+    assert max(view.tokens for view in bench.coordinator.book.views()) == 2048  # the engine's context
+
+    pool = Bench(script, slots=None)
+    pool.turn(session, "c")
+    pool.turns.after(liar, TENANT, TurnFacts(engine="local", conversation="x", prompt=2000, cached=0, generated=0))
+    pool.read(used=700)
+    await pool.begin(session, "c")
+    assert script.tiers[-1].used == 700  # the engine's own word

@@ -170,6 +170,7 @@ class Bench:
         self.turns.after(session, TENANT, facts)
         entry = self.coordinator.book.find(session, "local", conversation)
         assert entry is not None
+        entry.through_gateway = True
         return entry
 
     def call(self, session: SessionId, conversation: str = "slot:0", **intent: float) -> CallView:
