@@ -101,6 +101,9 @@ class Groups:
     def tenant_memory(self, tenant_id: TenantId) -> int | None:
         return self._tree.tenant(tenant_id).fast_stat().memory_now
 
+    def tenant_cache(self, tenant_id: TenantId) -> int:
+        return self._tree.tenant(tenant_id).page_cache()
+
     def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
         return self._tree.tenant(tenant_id).fast_stat().cpu_usec
 

@@ -125,6 +125,9 @@ class Observer:
         self._look(_SAMPLE_FRESH)
         return sum(tree.rss for tree in self._trees_of(tenant_id))
 
+    def tenant_cache(self, tenant_id: TenantId) -> int:
+        return 0
+
     def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
         self._look(_SAMPLE_FRESH)
         use = self._tenants.get(tenant_id, ZERO)

@@ -276,6 +276,13 @@ class Group:
 
     # -- figures
 
+    def page_cache(self) -> int:
+        """Bytes of it that the kernel gives back before anything else; 0 where memory is not accounted."""
+        if self._layout.memory is None:
+            return 0
+        mount, memory = self._layout.memory
+        return memory.cache(f"{mount}/{self.relative}")
+
     def fast_stat(self) -> FastStat:
         """CPU and memory alone: three small files."""
         path = f"{self._v2}/cpu.stat"

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -202,6 +203,22 @@ async def test_promised_cores_are_not_promised_twice(daemon: DaemonUnderTest) ->
         go(first)
         assert (await end(first))[0] == 0
         assert (await end(second))[:2] == (0, "ran\n")
+
+
+async def test_page_cache_keeps_nobody_out(daemon: DaemonUnderTest, tmp_path: Path) -> None:
+    """More files were written than all calls may use of memory; the kernel gives that back when it is needed."""
+    session, other = await daemon.open_session("beta"), await daemon.open_session("beta")
+    file = tmp_path / "file"
+    writer = ("/bin/sh", "-c", f"dd if=/dev/zero of={file} bs=1M count=320 2>/dev/null; echo written; read line")
+    process = await daemon.launch(session, *writer, stdin=PIPE)
+    assert await line(process) == "written"
+    assert (await daemon.call(other, load_program(), f"touch:{60 * MIB}", "say:done"))[:2] == (0, "done\n")
+    go(process)
+    assert (await end(process))[0] == 0
+    file.unlink()
+    for call in (await daemon.history(session, ended=1)).calls[0], (await daemon.history(other, ended=1)).calls[0]:
+        assert call.outcome.reason == "exited", call.outcome.summary
+        assert not [d for d in call.outcome.decisions if d.action in {"freeze", "kill", "queue"}]
 
 
 async def test_an_idle_host_brakes_nobody_that_declared_nothing(daemon: DaemonUnderTest) -> None:

@@ -63,6 +63,7 @@ class RecordingBackend:
         self.removed: list[CallId] = []
         self.tenants: dict[TenantId, TenantView] = {}
         self.tenant_use: dict[TenantId, int] = {}
+        self.tenant_file_cache: dict[TenantId, int] = {}
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.entered: list[tuple[SessionId, int]] = []
         self.waiting: list[int] = []
@@ -85,6 +86,9 @@ class RecordingBackend:
 
     def tenant_memory(self, tenant_id: TenantId) -> int | None:
         return self.tenant_use.get(tenant_id, 0)
+
+    def tenant_cache(self, tenant_id: TenantId) -> int:
+        return self.tenant_file_cache.get(tenant_id, 0)
 
     def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
         return 0

@@ -164,6 +164,18 @@ async def test_a_frozen_call_goes_on_when_pressure_has_gone() -> None:
         assert Action.THAW in r.actions(low)
 
 
+async def test_page_cache_is_no_reason_to_hold_anybody() -> None:
+    async with rig(TWO) as r:
+        call = r.launch(r.open(), Intent(memory_peak=600 * MIB), pid=10)
+        uses(r, call, 601)
+        r.backend.tenant_use[call.ref.tenant_id] = 980 * MIB
+        r.backend.tenant_file_cache[call.ref.tenant_id] = 500 * MIB
+        r.host.events.on_braked(call.id, 10, 601 * MIB, 600 * MIB, 0.001)
+        await turn()
+        assert state(call) is CallState.RUNNING
+        assert call.killed_as is None
+
+
 async def test_urgency_goes_ahead_in_the_queue() -> None:
     async with rig(TWO) as r:
         one, two = r.open(), r.open()
