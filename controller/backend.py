@@ -167,8 +167,8 @@ class Backend(Protocol):
     def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits, /) -> tuple[str, ...]: ...
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> None: ...
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str, /) -> None:
-        """What leaves the container's ``group`` (as /proc/PID/cgroup has it) for the session may open no device that
-        it could not open before. Raises CannotEnforce."""
+        """What leaves ``group`` (of a container or a service, as /proc/PID/cgroup has it) for the session may open no
+        device that it could not open before. Raises CannotEnforce."""
 
     def hold_process(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> bool:
         """Stops a process of the session, frozen in a group of its own, until ``place`` or ``enter_session`` moves it

@@ -139,7 +139,7 @@ class Groups:
 
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
         """On hybrid hosts the v1 devices hierarchy filters, and nothing is moved there."""
-        if self._tree.mode != "unified":
+        if self._tree.mode != "unified" or group in {"", "/"}:
             return
         try:
             copy_device_filter(

@@ -60,6 +60,8 @@ def _session(session: pb.Session, tenant: pb.Tenant, now: float) -> _Pairs:
         ("state", f"closed {words.moment(session.closed_at)}" if closed else "open"),
         ("labels", " ".join(f"{key}={value}" for key, value in sorted(session.labels.items())) or "-"),
     ]
+    if session.rules:
+        pairs.append(("attached", f"its calls are recognised by the rules {session.rules}"))
     if session.container:
         pairs.append(("container", session.container))
     return pairs

@@ -259,7 +259,7 @@ def session_rows(snapshot: pb.SnapshotResponse, sessions: Iterable[pb.Session]) 
                 session.id,
                 names.tenant(session.tenant_id),
                 session.name or "-",
-                Cell("closed", Style.DIM) if closed else Cell("open", Style.GOOD),
+                Cell("closed", Style.DIM) if closed else Cell("attached" if session.rules else "open", Style.GOOD),
                 str(session.uid),
                 format_duration(max(0.0, (session.closed_at if closed else snapshot.at) - session.opened_at)),
                 str(len(live)),

@@ -41,9 +41,19 @@ def descendants(pid: int) -> list[int]:
     if not arguments(pid) and not program(pid):
         raise NotAnAgent(f"process {pid} is a thread of the kernel, or not visible", "name the agent's process")
     family = _below(pid, every)
+    if not in_own_namespace(pid):
+        raise NotAnAgent(f"process {pid} is in a container of its own", "attach the container (--container)")
     if os.getpid() in family:
         raise NotAnAgent(f"the daemon itself was started by process {pid}", "start agentd as a service")
     return family
+
+
+def in_own_namespace(pid: int) -> bool:
+    """Whether it numbers processes as the daemon does. True where that cannot be known: it is gone, then."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return True
 
 
 def found_processes(attachment: Attachment, inside: Sequence[int]) -> list[Found]:

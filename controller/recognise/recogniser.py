@@ -118,6 +118,7 @@ class Recogniser:
             attachment=Attachment(rules=chosen.name, pid=pid, start=stat.start),
         )
         try:
+            self.backend.keep_device_filter(session.tenant.id, session.id, group_of(pid))
             self._enter(session, pid, family)
         except ControllerError:
             self._spawn(self._host.close_session(session.id, kill=False))
@@ -350,7 +351,7 @@ class Recogniser:
             self._source = self._open_source(self)
         except NetlinkError as err:
             raise CannotEnforce(f"no process events: {err}", remedy=err.remedy) from err
-        self._lost = 0
+        self._lost = self._source.lost
         asyncio.get_running_loop().add_reader(self._source.fileno(), self._drain)
 
     @property

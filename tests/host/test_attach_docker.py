@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agentd.api.client import AlreadyThere, ApiError, NoSuchObject
+from agentd.api.client import AlreadyThere, ApiError, BadRequest, NoSuchObject
 from agentd.proto.corral.v1 import corral_pb2 as pb
 from tests.host.daemon_tools import WITHIN, hierarchies, one_daemon, soon
 from tests.support.daemons import DaemonUnderTest
@@ -206,4 +206,7 @@ async def test_what_cannot_be_attached_is_said(host: Host) -> None:
         await host.attach(name="twice", rules="none")
     with pytest.raises(NoSuchObject, match="no attached session or container"):
         await host.daemon.client.call(host.daemon.client.operator.Detach, pb.DetachRequest(target="nothing"))
+    pid = int(await host.docker("inspect", "-f", "{{.State.Pid}}", "twice"))
+    with pytest.raises(BadRequest, match="is in a container of its own"):
+        await host.daemon.client.call(host.daemon.client.operator.Attach, pb.AttachRequest(tenant="acme", pid=pid))
     await host.docker("rm", "--force", "twice")

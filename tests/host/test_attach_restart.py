@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from agentd.proto.corral.v1 import corral_pb2 as pb
-from tests.host.attach_tools import an_agent, live_calls, two_in
+from tests.host.attach_tools import an_agent, group_of, live_calls, two_in
 from tests.host.daemon_tools import soon
 from tests.support.daemons import DaemonFactory
 
@@ -38,3 +38,22 @@ async def test_a_restarted_daemon_goes_on(daemons: DaemonFactory) -> None:
             daemon.client.operator.History, pb.HistoryRequest(session_id=session.id, limit=10)
         )
         assert [c.recognition.rule for c in history.calls] == ["generic/shell"] * 2
+
+
+async def test_what_was_frozen_waits_again_under_the_next_daemon(daemons: DaemonFactory) -> None:
+    daemon = await daemons.start(tenants={"acme": {"max_calls": 1}})
+    async with an_agent(daemon) as agent:
+        await agent.attach()
+        first = int(await agent.tell(["&", "bash", "-c", "exec sleep 60"]))
+        await live_calls(agent, 1)
+        second = int(await agent.tell(["&", "bash", "-c", "sleep 1; exit 7"]))
+        await live_calls(agent, 2)
+        await soon("it is frozen", lambda: group_of(second).endswith("/wait"))
+        await daemon.restart(kill=True)
+        _, queued = await live_calls(agent, 2)
+        assert queued.state == pb.CALL_STATE_QUEUED
+        await soon("it is frozen again", lambda: group_of(second).endswith("/wait"))
+        os.kill(first, signal.SIGKILL)
+        assert await agent.tell(["wait"]) == "[-9, 7]"
+        _, ended = await agent.ended(2)
+        assert ended.outcome.wait_status == 7 << 8
