@@ -41,6 +41,9 @@ class Attaching:
         await self._containers.stop()
         await self.recogniser.stop()
 
+    def problems(self) -> tuple[str, ...]:
+        return self.recogniser.problems()
+
     def process(self, *, tenant: str, name: str, labels: Mapping[str, str], pid: int, rules: str) -> SessionView:
         return self.recogniser.attach_process(tenant=tenant, name=name, labels=labels, pid=pid, rules=rules)
 

@@ -98,6 +98,7 @@ class Daemon:
         self._broker: Broker | None = None
         self._tier: Tier | None = None
         self._gateway: GatewayService | None = None
+        self._attaching: Attaching | None = None
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises the errors of its parts when it cannot start; whatever had started is
@@ -195,14 +196,14 @@ class Daemon:
             max_per_uid=config.broker.max_per_uid,
             begin_timeout=config.broker.begin_timeout,
         )
-        attaching = Attaching(
+        self._attaching = Attaching(
             self._host,
             Library(config.attach.rules_dir),
             Engine(config.attach.docker),
             FollowFile(config.daemon.state_dir),
         )
-        stack.push_async_callback(attaching.stop)
-        await attaching.start()
+        stack.push_async_callback(self._attaching.stop)
+        await self._attaching.start()
         history = LedgerHistory(config.ledger_path, trouble=lambda: self._ledger.health.error)
         stack.callback(history.close)
         self._api = ApiServer(
@@ -213,7 +214,7 @@ class Daemon:
             version=__version__,
             limits=ServerLimits(max_message_bytes=config.api.max_message_bytes),
             tier=tier,
-            attach=attaching,
+            attach=self._attaching,
         )
         await self._api.start(self._listeners(config))
         stack.push_async_callback(self._api.stop, grace=_GRACE)
@@ -342,6 +343,8 @@ class Daemon:
             found += self._tier.problems()
         if self._gateway is not None:
             found += self._gateway.problems()
+        if self._attaching is not None:
+            found += self._attaching.problems()
         ledger = self._ledger.health
         if not ledger.ok:
             found.append(f"the history is not written, {ledger.backlog} records wait in memory: {ledger.error}")

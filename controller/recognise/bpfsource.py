@@ -17,6 +17,8 @@ from controller.recognise.source import arguments, split
 class BpfSource:
     """See controller.recognise.source.Source."""
 
+    unseen = 0  # the kernel tells with the exec what it was
+
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._scopes: dict[int, str] = {}

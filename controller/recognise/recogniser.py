@@ -77,6 +77,8 @@ class Recogniser:
         self._attached: dict[str, _Attached] = {}
         self._source: Source | None = None
         self._lost = 0
+        self._dropped = 0  # events, since the daemon started
+        self._unseen = 0  # processes, by sources that are closed
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -329,6 +331,19 @@ class Recogniser:
         if not self._attached:
             self._deafen()
 
+    def problems(self) -> tuple[str, ...]:
+        """What of attached sessions is not known, in words for every screen."""
+        found = []
+        unseen = self._unseen + (self._source.unseen if self._source is not None else 0)
+        if unseen:
+            found.append(
+                f"attached sessions: {unseen} processes ended before it was known what they were, calls may be among"
+                " them; without the eBPF part lineage short ones are not seen"
+            )
+        if self._dropped:
+            found.append(f"attached sessions: process events were lost {self._dropped} times, calls may be missing")
+        return tuple(found)
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     def knows(self, pid: int) -> bool:
@@ -363,6 +378,7 @@ class Recogniser:
     def _deafen(self) -> None:
         if self._source is not None:
             asyncio.get_running_loop().remove_reader(self._source.fileno())
+            self._unseen += self._source.unseen
             self._source.close()
             self._source = None
 
@@ -385,6 +401,7 @@ class Recogniser:
         self._handle(steps)
         if source.lost != self._lost:
             log.warning("process events were lost", times=source.lost - self._lost)
+            self._dropped += source.lost - self._lost
             self._lost = source.lost
             self._look_again()
 

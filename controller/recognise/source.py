@@ -25,10 +25,13 @@ class Asker(Protocol):
 
 
 class Source(Protocol):
-    """``lost``: how often events were dropped before they could be read."""
+    """``lost``: how often events were dropped before they could be read. ``unseen``: processes that had ended before it
+    was known what they executed."""
 
     @property
     def lost(self) -> int: ...
+    @property
+    def unseen(self) -> int: ...
     def fileno(self) -> int: ...
     def read(self, most: int, /) -> Iterator[Event]:
         """Events that wait, in order. Each is to be handled before the next is asked for."""
@@ -53,6 +56,7 @@ class NetlinkSource:
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
         self._events = ProcessEvents()
+        self.unseen = 0
 
     @property
     def lost(self) -> int:
@@ -87,7 +91,9 @@ class NetlinkSource:
                         yield Forked(event.at, event.pid, event.child_pid)
                 case Kind.EXEC:
                     if asker.asks_about(event.pid):
-                        yield executed(event.at, event.pid)
+                        ran = executed(event.at, event.pid)
+                        self.unseen += not (ran.path or ran.argv)
+                        yield ran
                     elif not asker.knows(event.pid) and (scope := asker.scope_of(event.pid)):
                         yield executed(event.at, event.pid, scope)
                 case Kind.EXIT:

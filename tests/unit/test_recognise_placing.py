@@ -41,7 +41,7 @@ class Source:
     """Tells what the test says. It hears of every process, as netlink does."""
 
     def __init__(self) -> None:
-        self.lost = 0
+        self.lost = self.unseen = 0
         self.waiting: list[Event] = []
         self.placed_pids: list[int] = []
         self._reader, self._writer = os.pipe()
@@ -238,6 +238,21 @@ async def test_a_call_that_gets_no_leaf_runs_on_with_the_agent_and_that_is_said(
     [decision] = [d for d in bench.journal.decisions if d.policy == "recognise"]
     assert "left to run with the agent" in decision.reason
     assert next(p for p in bench.children if p.pid == pid).poll() is None
+
+
+async def test_lost_events_and_what_was_not_seen_are_told(bench: Bench) -> None:
+    agent = bench.attach()
+    assert bench.recogniser.problems() == ()
+    bench.source.lost, bench.source.unseen = 2, 3
+    pid = bench.children[0].pid
+    bench.children[0].kill()
+    bench.children[0].wait()
+    assert pid == agent
+    await bench.source.tell()  # it looks again, and finds that the agent has ended
+    unseen, lost = bench.recogniser.problems()
+    assert "3 processes ended before" in unseen
+    assert "lost 2 times" in lost
+    await until(lambda: not bench.host.registry.sessions)
 
 
 async def test_detaching_ends_the_recognition_and_then_the_session(bench: Bench) -> None:
