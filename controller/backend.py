@@ -213,6 +213,12 @@ class Backend(Protocol):
         """Everything, exactly, now. At the end of a call, and on demand for one."""
 
     def memory(self, ref: CallRef, /) -> int: ...
+    def page_cache(self, ref: CallRef, /) -> int:
+        """Of its memory, what the kernel would give back before anything else. Bytes."""
+
+    def reclaim(self, ref: CallRef, nbytes: int, /) -> None:
+        """Has the kernel take that back. Called in a thread: it may block."""
+
     def begin_round(self) -> None:
         """A round of samples begins: what is read once for all calls is read now."""
 

@@ -285,6 +285,12 @@ class Enforcer(Groups):
     def memory(self, ref: CallRef) -> int:
         return self._leaf(ref).group.fast_stat().memory_now or 0
 
+    def page_cache(self, ref: CallRef) -> int:
+        return self._leaf(ref).group.page_cache()
+
+    def reclaim(self, ref: CallRef, nbytes: int) -> None:
+        self._leaf(ref).group.reclaim(nbytes)
+
     def begin_round(self) -> None:
         if self._full_disk is not None:
             self._full_disk.round(calls=bool(self._leaves))

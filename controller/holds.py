@@ -153,6 +153,7 @@ class Holds:
         if call.held_since is not None:
             call.held_seconds += now() - call.held_since
             call.held_since = None
+        call.reclaimed = False
 
 
 def _nothing() -> None:

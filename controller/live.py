@@ -23,6 +23,7 @@ from controller.plenty import Plenty
 from controller.policy.grant import Refusal
 from controller.policy.rounds import decide
 from controller.queueing import Queue, Wait
+from controller.reclaims import Reclaims
 from controller.registry import Call, now
 from controller.shared import Shared
 from controller.starts import Starts
@@ -64,6 +65,7 @@ class Live:
         self._endings = endings
         self._starts = starts
         self._queue = queue
+        self._reclaims = Reclaims(shared, self.soon)
         self._due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,6 +77,7 @@ class Live:
             self._due = asyncio.get_running_loop().call_soon(self._run)
 
     def stop(self) -> None:
+        self._reclaims.stop()
         if self._due is not None:
             self._due.cancel()
         if self._timer is not None:
@@ -225,6 +228,8 @@ class Live:
                     call.eta = at + step.eta if step.eta is not None else None
                 case StepKind.FREEZE:
                     self._holds.freeze_for_others(call, step.reason, evidence)
+                case StepKind.KILL if step.code != "fail_fast" and self._reclaims.instead_of_the_end(call):
+                    call.waits_for = "its page cache is being taken back"
                 case StepKind.KILL:
                     reason = Reason.BRAKE_KILLED if "brake" in call.held_by else Reason.PRESSURE_KILLED
                     self._endings.kill(call, reason, step.reason, evidence)

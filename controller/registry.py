@@ -138,6 +138,7 @@ class Call:
     trimmed: bool = False
     notice: int | None = None  # where an operator wants to be told of its growth
     advised: bool = False
+    reclaimed: bool = False  # its page cache was asked for in this hold
     memory: int = 0
     curve: list[tuple[float, int]] = field(default_factory=list)
     outstanding: int = 0

@@ -283,6 +283,12 @@ class Group:
         mount, memory = self._layout.memory
         return memory.cache(f"{mount}/{self.relative}")
 
+    def reclaim(self, nbytes: int) -> None:
+        """Asks the kernel to take back page cache. Blocks until it has tried: not for an event loop."""
+        if self._layout.memory is not None:
+            mount, memory = self._layout.memory
+            memory.reclaim(f"{mount}/{self.relative}", nbytes)
+
     def fast_stat(self) -> FastStat:
         """CPU and memory alone: three small files."""
         path = f"{self._v2}/cpu.stat"

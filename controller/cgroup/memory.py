@@ -63,6 +63,10 @@ class Memory(Protocol):
         """Page cache of files, of the group and its descendants: what reclaim takes first. Not shared memory. Bytes,
         as current as ``stat``."""
 
+    def reclaim(self, directory: str, nbytes: int) -> None:
+        """Have the kernel take back about so much, page cache first; it may take its time. Raises KernelRefused where
+        it got less, KnobMissing before 5.19 on v2."""
+
     def reset_peak(self, directory: str) -> bool:
         """Whether the kernel can begin the peak anew, for every reader."""
 
@@ -103,6 +107,9 @@ class MemoryV2:
 
     def cache(self, directory: str) -> int:
         return _cache(f"{directory}/memory.stat", b"inactive_file", b"active_file")
+
+    def reclaim(self, directory: str, nbytes: int) -> None:
+        files.write(f"{directory}/memory.reclaim", str(nbytes))
 
     def peak(self, directory: str) -> int | None:
         path = f"{directory}/memory.peak"
@@ -161,6 +168,10 @@ class MemoryV1:
 
     def cache(self, directory: str) -> int:
         return _cache(f"{directory}/memory.stat", b"total_inactive_file", b"total_active_file")
+
+    def reclaim(self, directory: str, nbytes: int) -> None:
+        # all that can be had, without swapping: mm/memcontrol-v1.c, mem_cgroup_force_empty
+        files.write(f"{directory}/memory.force_empty", "0")
 
     def peak(self, directory: str) -> int | None:
         return _number(f"{directory}/memory.max_usage_in_bytes")

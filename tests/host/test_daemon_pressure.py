@@ -221,6 +221,19 @@ async def test_page_cache_keeps_nobody_out(daemon: DaemonUnderTest, tmp_path: Pa
         assert not [d for d in call.outcome.decisions if d.action in {"freeze", "kill", "queue"}]
 
 
+async def test_a_call_is_not_ended_for_the_files_that_it_wrote(daemon: DaemonUnderTest, tmp_path: Path) -> None:
+    """Its hard limit is 128 MiB; it writes more, and then uses 30 of its own."""
+    session = await daemon.open_session("acme")
+    file = tmp_path / "file"
+    steps = f"dd if=/dev/zero of={file} bs=1M count=160 2>/dev/null; {load_program()} touch:{30 * MIB} say:done"
+    status, out, _ = await daemon.call(session, "/bin/sh", "-c", steps, options=("--memory", ":64M"))
+    file.unlink()
+    assert (status, out) == (0, "done\n")
+    [call] = (await daemon.history(session, ended=1)).calls
+    assert call.outcome.reason == "braked"
+    assert any("page cache" in d.reason for d in call.outcome.decisions)
+
+
 async def test_an_idle_host_brakes_nobody_that_declared_nothing(daemon: DaemonUnderTest) -> None:
     session = await daemon.open_session("acme")
     assert (await daemon.call(session, load_program(), f"touch:{120 * MIB}", "say:done"))[:2] == (0, "done\n")

@@ -43,6 +43,7 @@ class FakeLeaf:
     squeeze: Squeeze | None = None
     killed: bool = False
     memory: int = 0
+    page_cache: int = 0
     usage: Usage = field(default_factory=Usage)
     proof: KernelProof = field(default_factory=KernelProof)
     continued: list[int] = field(default_factory=list)
@@ -188,6 +189,14 @@ class RecordingBackend:
 
     def memory(self, ref: CallRef) -> int:
         return self.leaves[ref.call_id].memory
+
+    def page_cache(self, ref: CallRef) -> int:
+        return self.leaves[ref.call_id].page_cache
+
+    def reclaim(self, ref: CallRef, nbytes: int) -> None:
+        leaf = self.leaves[ref.call_id]
+        leaf.memory -= nbytes
+        leaf.page_cache -= nbytes
 
     def begin_round(self) -> None:
         pass

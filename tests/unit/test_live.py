@@ -176,6 +176,27 @@ async def test_page_cache_is_no_reason_to_hold_anybody() -> None:
         assert call.killed_as is None
 
 
+async def test_a_call_full_of_page_cache_gives_that_back_and_goes_on() -> None:
+    async with rig(TWO) as r:
+        call = r.launch(r.open(), Intent(memory_peak=100 * MIB), pid=10)
+        uses(r, call, 190)
+        leaf = r.backend.leaves[call.id]
+        leaf.page_cache = 150 * MIB
+        updates = r.host.subscribe()
+        r.host.events.on_braked(call.id, 10, 190 * MIB, 100 * MIB, 0.001)
+        async with asyncio.timeout(10):
+            async for update in updates:
+                if getattr(update, "state", None) is CallState.RUNNING:
+                    break
+        updates.close()
+        assert (leaf.killed, leaf.memory) == (False, 40 * MIB)
+        assert r.actions(call) == [Action.BRAKE, Action.LIMIT, Action.RAISE]
+        uses(r, call, 190)
+        r.host.events.on_braked(call.id, 10, 190 * MIB, call.grant.tripwire.brake or 0, 0.001)
+        await turn()
+        assert leaf.killed, "what it uses now is no cache"
+
+
 async def test_urgency_goes_ahead_in_the_queue() -> None:
     async with rig(TWO) as r:
         one, two = r.open(), r.open()
