@@ -38,10 +38,13 @@ class Costs:
             self.forward = fitted
 
     def moved(self, size: int, seconds: float) -> None:
-        """One way. The mean: a copy that waited for a busy engine is what the next one may expect, too."""
+        """One way. The lower quartile counts: a copy may wait for a busy engine, which a turn in its place would, too.
+
+        With the mean, a few that had waited would make copies look dearer than computing anew, and as none would be
+        made then, nothing would ever correct that.
+        """
         if size <= 0 or seconds <= 0:
             return
         self._moves.append((size, seconds))
-        total = sum(one for one, _ in self._moves)
-        took = sum(one for _, one in self._moves)
-        self.swap = SwapModel(bytes_per_second=total / took)
+        rates = sorted(took / moved for moved, took in self._moves)
+        self.swap = SwapModel(bytes_per_second=1 / rates[len(rates) // 4])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentd.gateway.costs import Costs
 from agentd.gateway.slots import Slots
 from gpu.engines import EngineConfig, EngineKind, KvMoved, KvRef, LlamaCpp, make_engine
 from gpu.errors import EngineUnreachable
@@ -230,6 +231,16 @@ async def test_a_session_that_ends_frees_its_slot_also_in_the_middle_of_things()
     assert (slots.stored, slots._owner) == (0, [None])
     assert await turn(slots, engine, "c") == 0
     await slots.close()
+
+
+def test_a_few_copies_that_waited_do_not_end_all_copying() -> None:
+    costs = Costs(move_rate=1e9)
+    for tokens in (100, 500, 1000, 1500) * 4:
+        costs.prefilled(tokens, tokens * 0.0003)
+    for seconds in (0.004, 0.5, 0.004, 0.4, 0.004, 0.6):
+        costs.moved(2_000_000, seconds)
+    assert costs.forward.seconds(1000) == pytest.approx(0.3, rel=0.01)
+    assert 2 * costs.swap.seconds(2_000_000) < costs.forward.seconds(1000) / 10
 
 
 STEPS = st.lists(
