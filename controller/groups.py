@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from bpf import BpfError
 from bpf.devicefilter import copy_device_filter
@@ -14,6 +16,8 @@ from controller.kernelside import KernelSide
 from controller.model import UNLIMITED, CannotEnforce, ControllerError, Limits, SessionId, TenantId, TenantView
 from controller.records import decode, encode
 
+_ALL: Final = 1 << 46  # bytes: 64 TiB, the most that a limit may be
+
 
 class Groups:
     """The part of the enforcing backend that knows no call. See controller.backend.Backend."""
@@ -22,6 +26,14 @@ class Groups:
         self._tree = tree
         self._kernel: KernelSide | None = None
         self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
+
+    def _sheltering(self, limits: Limits) -> Limits:
+        """memory.low without end, where the kernel has it (v2) and nobody set one: for agents' own leaves, and for the
+        groups above, which hand it down. Reclaim then takes from calls first: their leaves have none. Best effort, as
+        the kernel says: where calls have nothing left to give, agents give too (tests/lab/test_unified.py)."""
+        if self._tree.mode != "unified" or "memory" not in self._tree.controllers or limits.memory_low is not None:
+            return limits
+        return replace(limits, memory_low=_ALL)
 
     @property
     def _parts(self) -> frozenset[str]:
@@ -89,7 +101,7 @@ class Groups:
         lacking = tenant.limits.lacking(have)
         notes = (
             *(f"{name} is not set: {_why(controller)}" for name, controller in lacking.items()),
-            *group.create(tenant.limits.only(have), exist_ok=True),
+            *group.create(self._sheltering(tenant.limits.only(have)), exist_ok=True),
         )
         self._pace(group, tenant.limits.egress_max)
         group.set_xattr(encode(tenant))
@@ -116,10 +128,10 @@ class Groups:
     def add_session(self, record: SessionRecord) -> None:
         session = record.session
         group = self._tree.session(session.tenant_id, session.id)
-        group.create()
+        group.create(self._sheltering(Limits()))
         try:
             group.set_xattr(encode(record))
-            self._tree.agent(session.tenant_id, session.id).create()
+            self._tree.agent(session.tenant_id, session.id).create(self._sheltering(Limits()))
             self._tree.calls(session.tenant_id, session.id).create(exist_ok=True)
         except ControllerError:
             group.delete(recursive=True)
