@@ -365,33 +365,32 @@ class Coordinator:
             if entry is not guest and entry.kv.residency is not Residency.RESIDENT and self._idle(entry):
                 entry.slot = None  # it holds nothing there
                 return True
-        idle = {
-            entry.key: entry
-            for entry in self.book.slots(watch.name).values()
-            if entry is not guest and self._idle(entry)
+        idle = {e.key: e for e in self.book.slots(watch.name).values() if e is not guest and self._idle(e)}
+        # a copy outside that is worth less may have to give its room to what is put out now
+        copies = {
+            e.key: e
+            for e in self.book.of_engine(watch.name)
+            if e.paused and e is not guest and e.kv.residency is Residency.OFFLOADED and self._idle(e)
         }
-        paused = [self.sight.pause(entry) for entry in idle.values() if entry.paused]
+        paused = [self.sight.pause(entry) for entry in (*idle.values(), *copies.values()) if entry.paused]
         need = max(1, guest.kv.tokens)
         order = list(policy.under_pressure(paused, self.sight.tier(watch), need))
         rest = sorted((e for e in idle.values() if not e.paused), key=lambda e: e.last_used)
         named = {decision.session for decision in order}
         rest += sorted((e for e in idle.values() if e.paused and e.key not in named), key=lambda e: e.last_used)
-        order += evict(
-            [self.sight.pause(e) for e in rest],
-            self.sight.tier(watch),
-            1 << 62,
-            "another conversation's turn needs the slot",
-        )
+        why = "another conversation's turn needs the slot"
+        order += evict([self.sight.pause(e) for e in rest], self.sight.tier(watch), 1 << 62, why)
         for decision in order:
-            entry = idle[decision.session]
+            entry = idle.get(decision.session) or copies[decision.session]
             if not self._idle(entry):
                 continue
+            has_slot = entry.key in idle
             async with entry.lock:
                 await self._carry_out(entry, policy, decision)
-                if not watch.can(Capability.DROP):
+                if has_slot and not watch.can(Capability.DROP):
                     # it saves and erases no slots: the next request there takes what it needs
                     self.moves.lost(entry, decision.why)
-            if entry.slot is None:
+            if has_slot and entry.slot is None:
                 return True
         return False
 

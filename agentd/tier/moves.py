@@ -83,6 +83,8 @@ class Moves:
     async def offload(self, entry: Entry, policy: str, why: str, evidence: Mapping[str, float]) -> bool:
         if entry.kv.residency is not Residency.RESIDENT or not self.can_move(entry, Capability.OFFLOAD):
             return False
+        if not self._has_room(entry):
+            return await self.drop(entry, policy, f"{why}; there is no room to offload to", evidence)
         try:
             moved = await self._effects.offload(entry.engine, entry.ref)
         except GpuError as err:
@@ -104,6 +106,12 @@ class Moves:
         self._decided(entry, Action.OFFLOAD, policy, why, {**evidence, "move_seconds": moved.seconds})
         self.slot_freed()
         return True
+
+    def _has_room(self, entry: Entry) -> bool:
+        """The operator's budget holds whatever a policy decided a moment ago."""
+        watch = self._watch_of(entry.engine)
+        others = self._book.saved_bytes(entry.engine) - entry.saved_bytes
+        return watch is not None and others + entry.bytes <= watch.section.offload_budget
 
     async def restore(self, entry: Entry, policy: str, why: str, evidence: Mapping[str, float]) -> bool:
         if entry.kv.residency is not Residency.OFFLOADED or not self.can_move(entry, Capability.RESTORE):

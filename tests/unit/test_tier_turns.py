@@ -11,7 +11,8 @@ from controller.model import (
     SessionId,
     new_session_id,
 )
-from tests.unit.tier_bench import TENANT, Bench, Script, is_waiting
+from gpu.policy import KvAction
+from tests.unit.tier_bench import SIZE, TENANT, Bench, Script, is_waiting
 
 
 @pytest.fixture
@@ -133,3 +134,31 @@ async def test_what_an_agent_claims_does_not_make_others_go(session: SessionId) 
     pool.read(used=700)
     await pool.begin(session, "c")
     assert script.tiers[-1].used == 700  # the engine's own word
+
+
+async def test_a_copy_outside_that_is_worth_less_makes_room_for_another(session: SessionId) -> None:
+    script = Script(action=KvAction.OFFLOAD)
+    bench = Bench(script, slots=1, budget=500 * SIZE)  # one copy
+    first, second = session, new_session_id()
+    await bench.turns.before(first, TENANT, "local", "c")
+    away = bench.turn(first, "c")
+    await bench.begin(first, "c")
+    assert away.kv.residency == "offloaded"
+    script.action = KvAction.KEEP
+    await bench.turns.before(second, TENANT, "local", "c")
+    here = bench.turn(second, "c")
+    await bench.begin(second, "c")
+    script.victims = (KvAction.OFFLOAD, KvAction.DROP)  # without the drop there is no room
+    script.backwards = True
+    assert (await bench.turns.before(new_session_id(), TENANT, "local", "c"))["id_slot"] == 0
+    assert (away.kv.residency, here.kv.residency) == ("dropped", "offloaded")
+
+
+async def test_the_budget_for_offloaded_kv_holds_whatever_a_policy_says(session: SessionId) -> None:
+    bench = Bench(Script(action=KvAction.OFFLOAD), budget=500 * SIZE)
+    other = new_session_id()
+    one, two = bench.turn(session), bench.turn(other, "slot:1")
+    await bench.begin(session)
+    await bench.begin(other, "slot:1")
+    assert (one.kv.residency, two.kv.residency) == ("offloaded", "dropped")
+    assert "no room to offload to" in bench.log.decisions[-1].reason

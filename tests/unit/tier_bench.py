@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
 
 from agentd.config import EngineSection
@@ -70,6 +71,7 @@ class Script(Defaults):
     by_priority: bool = False
     admits: bool = True
     needs: list[int] = field(default_factory=list)
+    backwards: bool = False  # victims from the last pause on
 
     def order(self, waiting: Sequence[Waiting], tier: Tier) -> tuple[str, ...]:
         if self.by_priority:
@@ -89,10 +91,11 @@ class Script(Defaults):
         return KvDecision(session=pause.session, action=self.late, why="too late")
 
     def under_pressure(self, pauses: Sequence[Pause], tier: Tier, need: int) -> tuple[KvDecision, ...]:
-        return tuple(
+        named = [
             KvDecision(session=pause.session, action=action, why="no room")
             for pause, action in zip(pauses, self.victims, strict=False)
-        )
+        ]
+        return tuple(reversed(named) if self.backwards else named)
 
     def before_return(self, pause: Pause, tier: Tier) -> Restore | None:
         return None if self.restore is None else replace(self.restore, session=pause.session)
@@ -139,8 +142,12 @@ def info(slots: int | None = 2, **no: str) -> EngineInfo:
 
 
 class Bench:
-    def __init__(self, policy: KvPolicy, *, slots: int | None = 2, control: bool = True, **no: str) -> None:
-        self.section = EngineSection(url="http://x:1", control=control, declared_slots=True, offload_budget=10**9)
+    def __init__(
+        self, policy: KvPolicy, *, slots: int | None = 2, control: bool = True, budget: int = 10**9, **no: str
+    ) -> None:
+        self.section = EngineSection(
+            url="http://x:1", control=control, declared_slots=True, offload_budget=budget, offload_dir=Path("/nowhere")
+        )
         self.watch = EngineWatch(
             "local",
             self.section,
