@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -132,19 +134,35 @@ async def test_calls_stay_below_the_containers_ceiling(host: Host) -> None:
     await host.docker("rm", "--force", "small")
 
 
+def a_device() -> tuple[str, int, int] | None:
+    """One that root may open on this host, without a capability being asked for, and Docker's containers may not."""
+    for name in ("fuse", "loop-control", *(path.name for path in Path("/sys/block").iterdir())):
+        path = Path("/dev") / name
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        except OSError:
+            continue
+        mode, number = path.stat().st_mode, path.stat().st_rdev
+        return "b" if stat.S_ISBLK(mode) else "c", os.major(number), os.minor(number)
+    return None
+
+
 async def test_a_call_opens_no_device_that_its_container_may_not(host: Host) -> None:
     """The container may make nodes (CAP_MKNOD), but not open them: that holds in the leaf, too."""
+    device = a_device()
+    if device is None:
+        pytest.skip("this host has no device that could be opened")
+    kind, major, minor = device
     await host.docker.run("devices", "sleep", "1000")
     [session] = await host.attach(name="devices")
-    tool = await host.docker.start(
-        "exec", "devices", "sh", "-c", "mknod /kmsg c 1 11; while [ ! -e /go ]; do sleep 0.05; done; head -c 1 /kmsg"
-    )
+    script = f"mknod /node {kind} {major} {minor}; while [ ! -e /go ]; do sleep 0.05; done; exec 3</node && echo opened"
+    tool = await host.docker.start("exec", "devices", "sh", "-c", script)
     [call] = await host.calls(session, ended=False, until=lambda calls: calls and calls[0].recognition.seconds_before)
     [pid, *_] = (host.daemon.groups(call)[0] / "cgroup.procs").read_text().split()
     Path(f"/proc/{pid}/root/go").touch()
     out, _ = await tool.communicate()
     assert b"Operation not permitted" in out
-    assert tool.returncode == 1
+    assert b"opened" not in out
     await host.docker("rm", "--force", "devices")
 
 
