@@ -21,7 +21,7 @@ from controller.shared import Shared
 
 MIB: Final = 1024 * 1024
 _STALE: Final = 0.05  # seconds after which the host's memory is read again before a call is let in: 30 µs
-_LEAST_GROWTH: Final = 64 * MIB
+_LEAST_GROWTH: Final = 8 * MIB
 _FEW: Final = 4  # calls that might grow at the same moment, at the least
 
 
