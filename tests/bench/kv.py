@@ -17,10 +17,10 @@ from typing import Final
 import msgspec
 
 from agentd.gateway import Admission, Ask, Gateway, TurnReport, Upstream
-from agentd.gateway.slots import Slots
 from gpu.engines import EngineConfig, EngineKind, LlamaCpp, make_engine
 from gpu.policy import AlwaysKeep, AlwaysOffload, Continuum, InferCept, KvPolicy, LeastRecentlyUsed, ShadowPrice
 from tests.bench.harness import BenchError, Context
+from tests.bench.kv_slots import Slots
 from tests.bench.kv_work import GENERATED, SPEED, Agent, History, Plan, plan
 from tests.bench.result import Figure, Result, Row
 from tests.bench.stats import median, percentile

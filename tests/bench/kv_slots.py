@@ -7,8 +7,10 @@
     slots.pause_ended("s1")
 
 The server knows slots, not sessions, and would give a session's slot to whoever comes next. Here each request names its
-slot; the policy (gpu.policy) decides whose KV stays, is saved or is given up. Moves run beside the turns, and a move
-that fails leaves a known state: the KV counts as dropped, and is computed again.
+slot; the policy (gpu.policy) decides whose KV stays, is saved or is given up. The bench's own: the daemon's coordinator
+(agentd.tier) does this for all engines, with hosts, ledgers and budgets around it, and shares the policies.
+
+Moves run beside the turns, and a move that fails leaves a known state: the KV counts as dropped, and is computed again.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agentd.gateway.costs import Costs
-from agentd.gateway.entries import Entry, SlotEngine, SlotTotals, Waiter
 from agentd.log import get_logger
 from gpu.engines import KvMoved, KvRef
 from gpu.engines.llamacpp import file_name
 from gpu.errors import GpuError
 from gpu.policy import KvAction, KvDecision, KvPolicy, Pause, Place, Tier, Waiting
+from tests.bench.kv_costs import Costs
+from tests.bench.kv_entries import Entry, SlotEngine, SlotTotals, Waiter
 
 log = get_logger("corral.slots")
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentd.gateway.costs import Costs
-from agentd.gateway.slots import Slots
 from gpu.engines import EngineConfig, EngineKind, KvMoved, KvRef, LlamaCpp, make_engine
 from gpu.errors import EngineUnreachable
 from gpu.policy import AlwaysKeep, AlwaysOffload, KvPolicy, LeastRecentlyUsed, Pause, Place, Restore, ShadowPrice, Tier
+from tests.bench.kv_costs import Costs
+from tests.bench.kv_slots import Slots
 from tests.support import tiny_gguf
 from tests.support.llamacpp import llamacpp
 
