@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.host.badhosts_support import hidden, ran
+from tests.host.bpf_support import V2
 from tests.support.reach import skip_unless_user_namespaces
 
 pytestmark = pytest.mark.host
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.host
         (hidden("/sys/kernel/btf"), (), "btf", ("No such",)),
         ("umount /sys/fs/bpf", (), "bpffs", ("mount -t bpf",)),
         (hidden("/proc/pressure"), (), "psi", ("psi=1",)),
-        ("umount -l /sys/fs/cgroup/unified", (), "cgroup", ("no cgroup v2 hierarchy is mounted",)),
-        ("mount -o remount,bind,ro /sys/fs/cgroup/unified", (), "cgroup", ("read-only",)),
+        (f"umount -l {V2}", (), "cgroup", ("no cgroup v2 hierarchy is mounted",)),
+        (f"mount -o remount,bind,ro {V2}", (), "cgroup", ("read-only",)),
         (hidden("/sys/fs/cgroup"), (), "cgroup", ("no cgroup v2 hierarchy is mounted",)),
         ("mount --bind /dev/null /proc/meminfo", (), "meminfo", ("no MemAvailable",)),
         (":", ("--user", "--map-root-user"), "tp_btf", ("not permitted",)),

@@ -112,7 +112,8 @@ def test_memory_low_protects_the_agent_from_its_calls(session: Session) -> None:
             assert before is not None
             assert after is not None
             assert before > 32 * MIB
-            assert after > before * 0.9
+            # protection is the kernel's best effort (0.85 was seen on 7.3); without it next to nothing stays
+            assert after > before * 0.7
             met = session.tenant.memory_events()
             assert met is not None
             assert met.max

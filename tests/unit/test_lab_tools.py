@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.tools import guests, host, kernels, machine, packages, payload
-from tests.lab.tools.__main__ import main, request
+from tests.lab.tools.__main__ import CORE, main, request
 from tests.lab.tools.__main__ import test_command as command_of  # pytest would take it for a test
-from tests.lab.tools.errors import BuildFailed, GuestFailed, LabError
+from tests.lab.tools.errors import BuildFailed, GuestFailed, LabError, MissingProgram
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,3 +232,34 @@ def test_tests_of_the_lab_are_skipped_elsewhere() -> None:
     assert done.returncode == 0, done.stdout
     assert "scripts/test --lab" in done.stdout
     assert " passed" not in done.stdout.splitlines()[-1]
+
+
+def test_where_no_guest_can_be_made_the_core_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise MissingProgram("the lab needs packages that are not installed here: qemu")
+
+    monkeypatch.setenv("CORRAL_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("tests.lab.tools.guests.build", cannot)
+    assert main(["test", "--core"]) == 77
+    assert "lab: skipped: the lab needs packages" in capsys.readouterr().err
+    assert main(["test", "--", "tests/host/test_bpf_brake.py"]) == 125  # who asks for a guest is not told "skipped"
+
+
+def test_the_core_is_there_and_installs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[guests.Request] = []
+
+    def run(request: guests.Request, *_: object) -> int:
+        asked.append(request)
+        return 0
+
+    monkeypatch.setenv("CORRAL_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("tests.lab.tools.guests.build", lambda *_, **__: None)
+    monkeypatch.setattr("tests.lab.tools.guests.run", run)
+    assert main(["test", "--core", "--timeout", "9"]) == 0
+    [one] = asked
+    assert all((ROOT / path).exists() and path in one.command for path in CORE)
+    assert (one.bring, one.timeout, list(one.kernels)) == ([], 9.0, ["newest"])
