@@ -9,6 +9,12 @@
 // Times count from the moment at which the whole schedule has been read. Memory grows in chunks, every page of which is written; it shrinks with
 // MADV_DONTNEED, so that the kernel gets the pages back at once.
 //
+// --steered: the schedule comes on stdin, and after it lines that stop and start the schedule's clock (an agent that waits
+// for the result of a tool does not go on to what it did next):
+//     stand AT_USEC                what is due until then is done, and nothing after it, until
+//     go                           the clock goes on from AT_USEC
+// When stdin ends, the clock just goes on.
+//
 // Report (--report FILE), CSV with a heading: at_usec,chunk_bytes,latency_nsec for each chunk touched, written out after
 // every step so that a killed process leaves what it measured; the last line, only at a regular end, is
 //     # end peak_bytes=N chunks=N late_usec=N cpu_usec=N
@@ -18,7 +24,9 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -55,6 +63,14 @@ struct schedule {
     int64_t end_usec;
     uint64_t max_bytes;
     uint32_t max_millicores;
+};
+
+// Lines of a descriptor, which can be waited for: stdio would hide in its buffer what poll() is asked about.
+struct reader {
+    int fd;
+    size_t from, to;
+    bool ended;
+    char data[4096];
 };
 
 static _Atomic uint32_t wanted_millicores;
@@ -105,24 +121,67 @@ static int64_t number(char **text, uint64_t most)
     return (int64_t)value;
 }
 
-static void read_schedule(const char *name, struct schedule *schedule)
+// Whether a byte can be had within `nsec` (negative: however long it takes). False also where there will be none.
+static bool has_more(struct reader *reader, int64_t nsec)
 {
-    bool from_stdin = !strcmp(name, "-");
-    FILE *file = from_stdin ? stdin : fopen(name, "re");
+    struct pollfd wanted = {.fd = reader->fd, .events = POLLIN};
+    struct timespec timeout = {.tv_sec = nsec / NSEC, .tv_nsec = nsec % NSEC};
+    ssize_t got;
+
+    if (reader->from < reader->to)
+        return true;
+    if (reader->ended || ppoll(&wanted, 1, nsec < 0 ? NULL : &timeout, NULL) <= 0)
+        return false;
+    got = read(reader->fd, reader->data, sizeof(reader->data));
+    if (got < 0 && errno == EINTR)
+        return false;
+    if (got < 0)
+        die(2, "the schedule cannot be read: %s", strerror(errno));
+    reader->ended = !got;
+    reader->from = 0;
+    reader->to = (size_t)got;
+    return got > 0;
+}
+
+// The next line without its end, cut at `size`; false: there is none. `whole`: it was not cut.
+static bool read_line(struct reader *reader, char *line, size_t size, bool *whole)
+{
+    size_t length = 0;
+    bool any = false;
+
+    *whole = true;
+    while (has_more(reader, -1) || !reader->ended) {
+        char byte;
+
+        if (reader->from == reader->to)
+            continue; // interrupted
+        byte = reader->data[reader->from++];
+        any = true;
+        if (byte == '\n')
+            break;
+        if (length + 1 < size)
+            line[length++] = byte;
+        else
+            *whole = false;
+    }
+    line[length] = 0;
+    return any;
+}
+
+static void read_schedule(const char *name, struct reader *reader, bool steered, struct schedule *schedule)
+{
     char line[256];
     size_t room = 0, row = 0;
-    bool ended = false;
+    bool ended = false, whole;
 
-    if (!file)
-        die(2, "%s: %s; name a readable schedule", name, strerror(errno));
     schedule->end_usec = -1;
-    while (fgets(line, sizeof(line), file)) {
+    while (!(steered && ended) && read_line(reader, line, sizeof(line), &whole)) {
         char *text = line;
         int64_t at, bytes, millicores, before;
 
         row++;
-        if (!strchr(line, '\n') && !feof(file))
-            die(2, "%s:%zu: longer than %zu bytes", name, row, sizeof(line) - 2);
+        if (!whole)
+            die(2, "%s:%zu: longer than %zu bytes", name, row, sizeof(line) - 1);
         line[strcspn(line, "#\r\n")] = 0;
         text += strspn(text, " \t");
         if (!*text)
@@ -159,12 +218,8 @@ static void read_schedule(const char *name, struct schedule *schedule)
         if ((uint32_t)millicores > schedule->max_millicores)
             schedule->max_millicores = (uint32_t)millicores;
     }
-    if (ferror(file))
-        die(2, "%s: cannot be read: %s", name, strerror(errno));
     if (!ended)
         die(2, "%s: no line 'AT_USEC end'; is the schedule complete?", name);
-    if (!from_stdin)
-        fclose(file);
 }
 
 // Thread k takes the share of the load that lies between k and k + 1 cores.
@@ -244,7 +299,51 @@ static void shrink(struct holding *held, uint64_t target)
     held->size = target;
 }
 
-static void follow(const struct schedule *schedule, struct holding *held)
+// Until the schedule's clock, which shows 0 at `start`, shows `at_usec`. Returns the clock's start as it is then.
+static int64_t wait_for_clock(int64_t at_usec, int64_t start, struct reader *commands)
+{
+    static int64_t stands_at = -1; // usec; -1: the clock goes
+    char line[64];
+    bool whole;
+
+    if (!commands) {
+        sleep_until(start + at_usec * 1000);
+        return start;
+    }
+    for (;;) {
+        bool stands = stands_at >= 0 && at_usec > stands_at;
+        int64_t left = start + at_usec * 1000 - now_nsec(CLOCK_MONOTONIC);
+
+        if (!has_more(commands, stands ? -1 : left > 0 ? left : 0)) {
+            if (commands->ended) {
+                if (stands_at >= 0)
+                    start = now_nsec(CLOCK_MONOTONIC) - stands_at * 1000;
+                stands_at = -1;
+                sleep_until(start + at_usec * 1000);
+                return start;
+            }
+            if (!stands && now_nsec(CLOCK_MONOTONIC) >= start + at_usec * 1000)
+                return start;
+            continue;
+        }
+        if (!read_line(commands, line, sizeof(line), &whole))
+            continue;
+        if (!strncmp(line, "stand ", 6)) {
+            char *text = line + 6;
+
+            stands_at = number(&text, INT64_MAX / 2000);
+            if (stands_at < 0 || *text || !whole)
+                die(2, "'%s' is no command; expected 'stand AT_USEC' or 'go'", line);
+        } else if (!strcmp(line, "go") && stands_at >= 0) {
+            start = now_nsec(CLOCK_MONOTONIC) - stands_at * 1000;
+            stands_at = -1;
+        } else {
+            die(2, "'%s' is no command here; expected 'stand AT_USEC', then 'go'", line);
+        }
+    }
+}
+
+static void follow(const struct schedule *schedule, struct holding *held, struct reader *commands)
 {
     int64_t start = now_nsec(CLOCK_MONOTONIC), late = 0;
     struct rusage usage;
@@ -254,10 +353,10 @@ static void follow(const struct schedule *schedule, struct holding *held)
     for (size_t i = 0; i < schedule->count; i++) {
         const struct step *step = &schedule->steps[i];
         uint64_t target = (step->bytes + held->page - 1) / held->page * held->page;
-        int64_t due = start + step->at_usec * 1000, behind;
+        int64_t behind;
 
-        sleep_until(due);
-        behind = now_nsec(CLOCK_MONOTONIC) - due;
+        start = wait_for_clock(step->at_usec, start, commands);
+        behind = now_nsec(CLOCK_MONOTONIC) - start - step->at_usec * 1000;
         if (behind > late)
             late = behind;
         atomic_store(&wanted_millicores, step->millicores);
@@ -268,7 +367,7 @@ static void follow(const struct schedule *schedule, struct holding *held)
         if (held->report)
             fflush(held->report);
     }
-    sleep_until(start + schedule->end_usec * 1000);
+    wait_for_clock(schedule->end_usec, start, commands);
     getrusage(RUSAGE_SELF, &usage);
     if (held->report) {
         int64_t cpu = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000LL + usage.ru_utime.tv_usec +
@@ -282,12 +381,13 @@ static void follow(const struct schedule *schedule, struct holding *held)
 
 static void __attribute__((noreturn)) usage(int status)
 {
-    fputs("usage: corral-replay --schedule FILE|- [--report FILE] [--chunk BYTES] [--huge] [--announce]\n"
+    fputs("usage: corral-replay --schedule FILE|- [--report FILE] [--chunk BYTES] [--huge] [--announce] [--steered]\n"
           "Holds memory and burns CPU along a schedule of lines 'AT_USEC BYTES MILLICORES', ended by 'AT_USEC end'.\n"
           "  --report FILE   CSV: at_usec,chunk_bytes,latency_nsec of each chunk touched\n"
           "  --chunk BYTES   touched and timed at once (default 2097152)\n"
           "  --huge          let the kernel use huge pages (default: small pages only)\n"
-          "  --announce      print 'ready' before the schedule is read: its clock starts when it has been\n",
+          "  --announce      print 'ready' before the schedule is read: its clock starts when it has been\n"
+          "  --steered       with --schedule -: after its end, lines 'stand AT_USEC' and 'go' stop and start its clock\n",
           status ? stderr : stdout);
     exit(status);
 }
@@ -297,7 +397,8 @@ int main(int argc, char **argv)
     const char *schedule_name = NULL, *report_name = NULL;
     struct schedule schedule = {0};
     struct holding held = {.page = (uint64_t)sysconf(_SC_PAGESIZE), .chunk = DEFAULT_CHUNK};
-    bool huge = false, announce = false;
+    struct reader reader = {.fd = STDIN_FILENO};
+    bool huge = false, announce = false, steered = false;
     uint32_t spinners;
     pthread_t *threads;
 
@@ -310,6 +411,8 @@ int main(int argc, char **argv)
             huge = true;
         } else if (!strcmp(argv[i], "--announce")) {
             announce = true;
+        } else if (!strcmp(argv[i], "--steered")) {
+            steered = true;
         } else if (!strcmp(argv[i], "--schedule") && more) {
             schedule_name = argv[++i];
         } else if (!strcmp(argv[i], "--report") && more) {
@@ -325,11 +428,18 @@ int main(int argc, char **argv)
             usage(2);
         }
     }
-    if (!schedule_name)
+    if (!schedule_name || (steered && strcmp(schedule_name, "-")))
         usage(2);
     if (announce && (puts("ready") < 0 || fflush(stdout)))
         die(1, "stdout: %s", strerror(errno));
-    read_schedule(schedule_name, &schedule);
+    if (strcmp(schedule_name, "-")) {
+        reader.fd = open(schedule_name, O_RDONLY | O_CLOEXEC);
+        if (reader.fd < 0)
+            die(2, "%s: %s; name a readable schedule", schedule_name, strerror(errno));
+    }
+    read_schedule(schedule_name, &reader, steered, &schedule);
+    if (!steered && reader.fd != STDIN_FILENO)
+        close(reader.fd);
     if (report_name) {
         held.report = fopen(report_name, "we");
         if (!held.report)
@@ -348,7 +458,7 @@ int main(int argc, char **argv)
     }
     spinners = (schedule.max_millicores + 999) / 1000;
     threads = start_spinners(spinners);
-    follow(&schedule, &held);
+    follow(&schedule, &held, steered ? &reader : NULL);
     atomic_store(&finished, true);
     for (uint32_t i = 0; i < spinners; i++)
         pthread_join(threads[i], NULL);

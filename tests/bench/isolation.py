@@ -4,7 +4,9 @@ every 2 MiB chunk timed by itself, and an agent's framework apart from its tools
 
 Sizes: the traces' MB are 10^6 bytes, and 100 of them are added to each agent, as in the paper; totals are MiB. Each
 cell has the same limit in the kernel, on a group above all three. An agent survives when its framework and every call
-followed its schedule to the end.
+followed its schedule to the end. An agent waits for its calls: its clock stands while one takes longer than recorded.
+
+Under Corral the operator's whole say is used: HIGH's tenant has the higher priority and the larger CPU weight.
 """
 
 from __future__ import annotations
@@ -164,34 +166,42 @@ def _controllers(mount: Path) -> list[str]:
 
 class _Groups:
     """Plain groups, as a container's: one above all with the whole limit, one for each agent (with a third, where it is
-    split). Removed at the end."""
+    split), and the same for their CPU time (with equal weights), as Corral's are in groups, too. Removed at the end."""
 
     def __init__(self, total: int, *, split: bool) -> None:
+        name = f"corral-bench-isolation-{os.getpid()}"
         self._root = _memory_root()
-        self._top = self._root / f"corral-bench-isolation-{os.getpid()}"
+        self._top = self._root / name
+        cpu = next((mount for mount in cgroup_mounts() if (mount / "cpu.shares").exists()), self._root)
+        self._tops = list(dict.fromkeys((self._top, cpu / name)))
         self._total, self._split = total, split
 
     def __enter__(self) -> _Groups:
-        self._top.mkdir()
-        if "memory" in _controllers(self._root):
-            (self._top / "cgroup.subtree_control").write_text("+memory")
+        for top in self._tops:
+            top.mkdir()
+        if "memory" in (have := _controllers(self._root)):
+            (self._top / "cgroup.subtree_control").write_text("+memory +cpu" if "cpu" in have else "+memory")
         limit(self._top, self._total)
         for name in NAMES:
-            (self._top / name).mkdir()
+            for top in self._tops:
+                (top / name).mkdir()
             if self._split:
                 limit(self._top / name, self._total // len(NAMES))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in NAMES:
+        for top in self._tops:
+            for name in NAMES:
+                with contextlib.suppress(FileNotFoundError):
+                    (top / name).rmdir()
             with contextlib.suppress(FileNotFoundError):
-                (self._top / name).rmdir()
-        self._top.rmdir()
+                top.rmdir()
 
     def wrapper(self, name: str, folder: Path) -> Path:
-        """A replayer that enters the agent's group first."""
+        """A replayer that enters the agent's groups first."""
         path = folder / f"enter-{name}"
-        path.write_text(f'#!/bin/sh\necho $$ > {self._top / name}/cgroup.procs && exec {REPLAYER} "$@"\n')
+        enter = " && ".join(f"echo $$ > {top / name}/cgroup.procs" for top in self._tops)
+        path.write_text(f'#!/bin/sh\n{enter} && exec {REPLAYER} "$@"\n')
         path.chmod(0o755)
         return path
 
@@ -223,7 +233,11 @@ async def _daemon(context: Context, setting: Setting) -> AsyncIterator[tuple[Emb
     directory.mkdir()
     daemon = EmbeddedDaemon(
         directory,
-        tenants={"high": {"priority": 80}, "low1": {"priority": 20}, "low2": {"priority": 20}},
+        tenants={
+            "high": {"priority": 80, "cpu_weight": 10000},
+            "low1": {"priority": 20, "cpu_weight": 10},
+            "low2": {"priority": 20, "cpu_weight": 10},
+        },
         settings={"daemon": {"log_format": "text"}, "host": {"memory": str(setting.total)}},
         label="corral-bench",
     )

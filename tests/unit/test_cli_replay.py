@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import math
+import os
 import shutil
 import socket
 import subprocess
@@ -20,12 +21,12 @@ from hypothesis import strategies as st
 
 from agentd.cli.errors import NotFoundError, UsageError
 from agentd.cli.replay.command import _number, _tenants
-from agentd.cli.replay.player import Played, Result, Stage, launcher_arguments
+from agentd.cli.replay.player import Played, Result, Stage, launcher_arguments, play
 from agentd.cli.replay.report import complaints, plain, row, verdict
 from agentd.cli.replay.trace import TraceError as CommandTraceError
 from agentd.cli.replay.trace import read_trace
 from agentd.wire import Enter, Ok, Open, Opened, decode, encode
-from controller.simulate.plan import MB, Plan, Schedule, Step, percentile, plan
+from controller.simulate.plan import MB, Plan, PlannedCall, Schedule, Step, percentile, plan
 from controller.simulate.trace import ToolCall, Trace, TraceError, parse_trace
 from tests.unit.cli_support import CODER, ROOT, corral
 
@@ -265,6 +266,54 @@ def test_the_process_refuses_a_wrong_schedule(replayer: Path, schedule: str, sai
 @pytest.mark.parametrize("options", [("--chunk", "0"), ("--chunk", "5000"), ("--nonsense",), ("--report",)])
 def test_the_process_refuses_wrong_options(replayer: Path, options: tuple[str, ...]) -> None:
     assert _follow(replayer, "0 end\n", *options).returncode == 2
+
+
+def test_a_steered_clock_stands_until_it_is_told_to_go(replayer: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.csv"
+    done = _follow(
+        replayer,
+        "0 4096 0\n50000 8192 0\n60000 end\nstand 20000\ngo\nstand 60000\ngo\n",
+        "--steered",
+        "--report",
+        str(report),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "# end peak_bytes=8192" in report.read_text()
+    for words in ("jump 5", "go", "stand", "stand x", "stand 5 6"):
+        wrong = _follow(replayer, f"0 4096 0\n60000 end\n{words}\n", "--steered")
+        assert (wrong.returncode, f"'{words}' is no command" in wrong.stderr) == (2, True), wrong.stderr
+    assert _follow(replayer, "0 end\n", "--steered", "--schedule", "/dev/null").returncode == 2
+
+
+def _slow_launcher(path: Path, order: Path) -> Path:
+    path.write_text(
+        f'#!/bin/sh\ntool=$2\necho "begins $tool" >>{order}\nwhile [ "$1" != -- ]; do shift; done; shift\n'
+        f'"$@"; [ $tool = Bash ] && sleep 1; echo "ends $tool" >>{order}\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+async def test_an_agent_waits_for_a_call_that_is_late(replayer: Path, tmp_path: Path) -> None:
+    """The call takes longer than the whole recording; what comes after it waits for it."""
+    order = tmp_path / "order"
+    slow = _slow_launcher(tmp_path / "slow", order)
+    step = (Step(0.0, 4096, 0.0),)
+    made = Plan(
+        "p",
+        0.2,
+        Schedule(step, 0.2),
+        (
+            PlannedCall(0, 0.02, "Bash", "test", "x", Schedule(step, 0.03)),
+            PlannedCall(1, 0.06, "Read", "read", "x", Schedule(step, 0.03)),
+        ),
+    )
+    stage = Stage(replayer=replayer, launcher=slow, folder=tmp_path, environment=dict(os.environ))
+    played = await play(made, stage, tag="t", session="", token="", tenant="t")
+    assert order.read_text().splitlines() == ["begins Bash", "ends Bash", "begins Read", "ends Read"]
+    assert played.framework is not None
+    assert played.framework.complete
+    assert played.framework.wall > played.calls[0].wall, "the clock stood while the call ran on"
 
 
 async def test_a_bare_replay(replayer: Path, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Runs a plan: one session, one framework process in its agent leaf, one corral-exec child for each tool interval."""
+"""Runs a plan: one session, one framework process in its agent leaf, one corral-exec child for each tool interval.
+
+An agent waits for its tools: where a call has not ended when it had in the recording (it waited, was held, was slow),
+the agent's clock stands there until it has. What the agent did next it does next, and not beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -39,7 +43,7 @@ class Result:
     call_class: str = ""
     planned_seconds: float
     planned_peak: int
-    late: float = 0.0  # started after its planned moment
+    late: float = 0.0  # started after its moment of the agent's clock
     wall: float = 0.0
     status: int | None = None
     complete: bool = False  # followed its schedule to the end
@@ -79,9 +83,11 @@ async def play(plan: Plan, stage: Stage, *, tag: str, session: str, token: str, 
             await _begin(framework, plan.framework)
         start = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_call(call, stage, tag, start, environment)) for call in plan.calls]
             if framework is not None and framework_result is not None:
                 group.create_task(_finish(framework, framework_result, start))
+            calls = await _go_through(
+                plan, framework, group, lambda call, due: _call(call, stage, tag, due, environment)
+            )
         wall = time.monotonic() - start
     finally:
         if framework is not None:
@@ -94,7 +100,7 @@ async def play(plan: Plan, stage: Stage, *, tag: str, session: str, token: str, 
         tenant=tenant,
         wall=wall,
         framework=framework_result,
-        calls=[task.result() for task in tasks],
+        calls=calls,
     )
 
 
@@ -102,7 +108,7 @@ async def _start_framework(
     stage: Stage, report: Path, environment: Mapping[str, str], session: str
 ) -> asyncio.subprocess.Process:
     """The framework waits in its leaf for its schedule, so that its clock starts when the calls' does."""
-    argv = [str(stage.replayer), "--announce", "--schedule", "-", "--report", str(report)]
+    argv = [str(stage.replayer), "--announce", "--steered", "--schedule", "-", "--report", str(report)]
     if session:
         argv = [sys.executable, "-m", "agentd.cli", "session", "exec", "--session", session, "--", *argv]
     process = await asyncio.create_subprocess_exec(
@@ -132,13 +138,43 @@ async def _start_framework(
 
 
 async def _begin(framework: asyncio.subprocess.Process, schedule: Schedule) -> None:
+    await _tell(framework, schedule.text())
+
+
+async def _tell(framework: asyncio.subprocess.Process | None, text: str) -> None:
+    if framework is None or framework.returncode is not None:
+        return
     assert framework.stdin is not None  # noqa: S101  # a pipe
     # A framework that died meanwhile shows in its status.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        framework.stdin.write(schedule.text().encode("ascii"))
+        framework.stdin.write(text.encode("ascii"))
         await framework.stdin.drain()
+
+
+async def _go_through(
+    plan: Plan,
+    framework: asyncio.subprocess.Process | None,
+    group: asyncio.TaskGroup,
+    begin: Callable[[PlannedCall, float], Coroutine[None, None, Result]],
+) -> list[Result]:
+    """Begins each call at its moment of the agent's clock, which stands at the planned end of a call that still runs.
+    ``begin`` gets the call and the moment (monotonic) at which it is due."""
+    edges = [(call.start + call.schedule.end, False, call.number, call) for call in plan.calls]
+    edges += [(call.start, True, call.number, call) for call in plan.calls]
+    tasks: dict[int, asyncio.Task[Result]] = {}
+    zero = time.monotonic()  # the moment at which the clock showed 0, had it never stood
+    for at, begins, number, call in sorted(edges, key=lambda edge: edge[:3]):
+        await asyncio.sleep(max(0.0, zero + at - time.monotonic()))
+        if begins:
+            tasks[number] = group.create_task(begin(call, zero + at))
+        elif not tasks[number].done():
+            await _tell(framework, f"stand {round(at * 1e6)}\n")
+            await asyncio.wait([tasks[number]])
+            await _tell(framework, "go\n")
+            zero = time.monotonic() - at
+    if framework is not None and framework.stdin is not None:
         framework.stdin.close()
-        await framework.stdin.wait_closed()
+    return [await tasks[call.number] for call in plan.calls]
 
 
 async def _finish(framework: asyncio.subprocess.Process, result: Result, start: float) -> None:
@@ -149,7 +185,7 @@ async def _finish(framework: asyncio.subprocess.Process, result: Result, start: 
     result.words = _text(words)
 
 
-async def _call(call: PlannedCall, stage: Stage, tag: str, start: float, environment: Mapping[str, str]) -> Result:
+async def _call(call: PlannedCall, stage: Stage, tag: str, due: float, environment: Mapping[str, str]) -> Result:
     result = Result(
         label=call.tool,
         call_class=call.call_class,
@@ -159,9 +195,8 @@ async def _call(call: PlannedCall, stage: Stage, tag: str, start: float, environ
     schedule = stage.folder / f"{tag}-{call.number:05d}.schedule"
     report = stage.folder / f"{tag}-{call.number:05d}.csv"
     schedule.write_text(call.schedule.text(), encoding="ascii")
-    await asyncio.sleep(max(0.0, start + call.start - time.monotonic()))
     began = time.monotonic()
-    result.late = began - start - call.start
+    result.late = began - due
     argv = [*launcher_arguments(call, stage), str(stage.replayer), "--schedule", str(schedule), "--report", str(report)]
     try:
         process = await asyncio.create_subprocess_exec(
