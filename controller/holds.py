@@ -7,6 +7,7 @@ and a resume is: new threshold, SIGCONT to exactly those processes (they stay fr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -35,6 +36,7 @@ class Holds:
 
     def braked(self, call: Call, pid: int, usage: int, threshold: int, latency: float) -> None:
         """The kernel stopped ``pid`` of this call ``latency`` seconds ago, at ``usage`` bytes."""
+        began = time.monotonic()
         self._shared.meter.event_handled(latency)
         if threshold != call.grant.tripwire.brake and _BRAKE not in call.held_by:
             # stopped under a threshold that has been moved since: the event was on its way
@@ -58,6 +60,8 @@ class Holds:
                 "overshoot_bytes": float(usage - threshold),
                 "event_ms": round(latency * 1e3, 3),
                 "pid": float(pid),
+                # since the stop in the kernel: from here on nothing of the call runs
+                "frozen_ms": round((latency + time.monotonic() - began) * 1e3, 3),
             },
         )
         self._shared.remember(call)

@@ -18,6 +18,7 @@ SETS: Final = {
         "python3-bpfcc", "libbpfcc", "libclang-cpp14", "libllvm14", "libedit2", "libz3-4", "libxml2", "libicu72",
         "libbsd0", "libmd0", "linux-headers-{release}", "linux-headers-{common}",
     ),
+    "oomd": ("systemd-oomd",),
     "docker": ("docker.io", "containerd", "runc", "tini", "libdevmapper1.02.1", "busybox-static"),
 }  # fmt: skip
 
