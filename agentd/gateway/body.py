@@ -24,6 +24,7 @@ RESERVED: Final = frozenset(
         "session_params",  # SGLang
         "session_id",
         "rid",
+        "request_id",  # vLLM: a client that names another's would meet its request in the engine
         "bootstrap_host",
         "bootstrap_port",
         "bootstrap_room",

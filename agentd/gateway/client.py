@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -35,7 +36,8 @@ _JSON: Final = (b"content-type", b"application/json")
 class Limits:
     """Of one gateway. Bytes and seconds.
 
-    ``buffered``: of all bodies that are under way together. ``streams``: turns at once with one token.
+    ``buffered``: of all bodies that are under way together, a quarter of it (or one body) of one token's.
+    ``streams``: turns at once with one token.
     """
 
     connections: int = 1024
@@ -47,15 +49,22 @@ class Limits:
     idle_seconds: float = 75.0
     write_seconds: float = 30.0
 
+    @property
+    def share(self) -> int:
+        return max(self.body, self.buffered // 4)
+
 
 class Memory:
-    """What all bodies take together, against one bound."""
+    """What all bodies take together, against one bound; and those of one token against ``share`` of it, so that one
+    session's uploads leave room for the others'."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, share: int) -> None:
         self._limit = limit
+        self._share = share
+        self._of: Counter[str] = Counter()
         self.used = 0
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, token: str) -> None:
         """Raises Refusal."""
         if self.used + size > self._limit:
             raise Refusal(
@@ -65,10 +74,22 @@ class Memory:
                 remedy="try again in a moment",
                 retry_after=1.0,
             )
+        if self._of[token] + size > self._share:
+            raise Refusal(
+                429,
+                "too_many_bytes",
+                f"requests of this session under way hold {self._of[token]} bytes, {self._share} are a session's share",
+                remedy="wait for one of them",
+                retry_after=1.0,
+            )
         self.used += size
+        self._of[token] += size
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, token: str) -> None:
         self.used -= size
+        self._of[token] -= size
+        if self._of[token] <= 0:
+            del self._of[token]
 
 
 class Reader(asyncio.StreamReader):
@@ -102,6 +123,7 @@ class Client:
         self._limits = limits
         self._memory = memory
         self._held = 0
+        self._holder = ""
         self._chunked = False
         self._framed = False
         self._unread = False
@@ -140,8 +162,9 @@ class Client:
         self._unread = head.chunked or bool(head.length)
         return head
 
-    async def body(self, head: RequestHead) -> bytes:
-        """Raises Refusal, ClientGone. ``release`` gives its memory back."""
+    async def body(self, head: RequestHead, token: str) -> bytes:
+        """Charged to ``token``; ``release`` gives its memory back. Raises Refusal, ClientGone."""
+        self._holder = token
         if head.get(b"expect").lower() == b"100-continue":
             self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
@@ -159,11 +182,11 @@ class Client:
         return body
 
     def _reserve(self, size: int) -> None:
-        self._memory.take(size)
+        self._memory.take(size, self._holder)
         self._held += size
 
     def release(self) -> None:
-        self._memory.give(self._held)
+        self._memory.give(self._held, self._holder)
         self._held = 0
 
     # --- answers -----------------------------------------------------------------------------------------------------

@@ -26,8 +26,10 @@ _LISTS: Final = frozenset({"/v1/models"})
 _BASE: Final = re.compile(r"/session/([A-Za-z0-9_-]{16,128})(/v1/[a-z/]+)")
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/=-]{1,256}")
 _CONVERSATION: Final = re.compile(rb"[A-Za-z0-9._-]{0,64}")
-_FORWARDED: Final = frozenset({b"accept", b"content-type", b"user-agent", b"x-request-id", b"traceparent"})
+_FORWARDED: Final = frozenset({b"accept", b"content-type", b"user-agent", b"traceparent"})
 _MAX_COUNTED: Final = 8 << 20  # bytes of an answer that is no stream which are kept for its token counts
+_UNASKED: Final = 64 * 1024  # bytes of a body that are read before its token is known
+_MOST_SEEN: Final = 4096  # tokens
 _BYTES_PER_TOKEN: Final = 4  # of a prompt whose tokens the engine did not tell; English text has about four
 
 
@@ -50,6 +52,7 @@ class Relay:
         self._limits = limits
         self._tells_usage = tells_usage
         self._streams: Counter[str] = Counter()
+        self._seen: dict[tuple[str, int | None], None] = {}  # by last use
         self.totals = Totals()
 
     async def serve(self, client: Client, head: RequestHead) -> None:
@@ -58,7 +61,8 @@ class Relay:
         path, token = _route(head)
         if path == "/health":
             _only(head, "GET", "HEAD")
-            await client.body(head)
+            if head.chunked or head.length:
+                client.keep_alive = False  # anybody may ask, so nothing of a body is kept
             text = b'{"status":"ok"}'
             await client.start(200, [(b"content-type", b"application/json")], length=len(text))
             if head.method == "GET":
@@ -75,7 +79,8 @@ class Relay:
         ask = Ask(token=token, uid=client.uid, conversation=conversation.decode("ascii"))
         if path in _LISTS:
             _only(head, "GET")
-            await client.body(head)
+            await self._known(head, ask)
+            await client.body(head, token)
             await self._port.admit(Ask(token=token, uid=client.uid, turn=False))
             await self._list(client, head, path)
             return
@@ -100,7 +105,8 @@ class Relay:
             )
         self._streams[ask.token] += 1
         try:
-            raw = await client.body(head)
+            await self._known(head, ask)
+            raw = await client.body(head, ask.token)
             began = asyncio.get_running_loop().time()
             body = Body(raw)
             size = len(raw)
@@ -115,6 +121,7 @@ class Relay:
                 model=body.model,
             )
             admission = await self._port.admit(ask)
+            self._remember(ask)
             turn = _Turn(path, Meter(path, began), queued=asyncio.get_running_loop().time() - began, size=size)
             try:
                 await self._forward(client, head, body, admission, turn)
@@ -128,6 +135,22 @@ class Relay:
             self._streams[ask.token] -= 1
             if self._streams[ask.token] <= 0:
                 del self._streams[ask.token]
+
+    async def _known(self, head: RequestHead, ask: Ask) -> None:
+        """Who has shown no valid token yet is asked for it before a large body is read: without one, nobody may fill
+        the memory that requests share. Raises Refusal."""
+        small = not head.chunked and (head.length or 0) <= _UNASKED
+        if small or (ask.token, ask.uid) in self._seen:
+            return
+        await self._port.admit(Ask(token=ask.token, uid=ask.uid, turn=False))
+        self._remember(ask)
+
+    def _remember(self, ask: Ask) -> None:
+        """Of a session that has ended since, a body is read in vain: each turn is admitted all the same."""
+        self._seen.pop((ask.token, ask.uid), None)
+        self._seen[ask.token, ask.uid] = None
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
 
     async def _forward(self, client: Client, head: RequestHead, body: Body, admission: Admission, turn: _Turn) -> None:
         strip = False

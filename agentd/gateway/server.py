@@ -37,9 +37,10 @@ class Gateway:
         self._limits = limits or Limits()
         self._upstream = upstream
         self._relay = Relay(port, upstream, self._limits, tells_usage=tells_usage)
-        self._memory = Memory(self._limits.buffered)
+        self._memory = Memory(self._limits.buffered, self._limits.share)
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Client, None] = {}  # have asked for nothing yet, or for nothing more; the oldest first
 
     @property
     def totals(self) -> Totals:
@@ -105,7 +106,7 @@ class Gateway:
         task = asyncio.current_task()
         if task is None or not isinstance(reader, Reader):
             raise TypeError("a connection without a task and a reader of ours")
-        if len(self._tasks) >= self._limits.connections:
+        if len(self._tasks) >= self._limits.connections and not self._make_room():
             writer.transport.abort()
             return
         self._tasks.add(task)
@@ -127,11 +128,25 @@ class Gateway:
             self._tasks.discard(task)
             await client.close()
 
+    def _make_room(self) -> bool:
+        """Who has waited longest without a request gives its place to a newcomer: connections that ask for nothing,
+        which need no token, keep nobody out. Whether there was one."""
+        client = next(iter(self._waiting), None)
+        if client is None:
+            return False
+        del self._waiting[client]
+        client.abort()
+        return True
+
     async def _requests(self, client: Client, task: asyncio.Task[None]) -> None:
         first = True
         while client.keep_alive:
             try:
-                head = await client.head(first=first)
+                self._waiting[client] = None
+                try:
+                    head = await client.head(first=first)
+                finally:
+                    self._waiting.pop(client, None)
                 first = False
                 if head is None:
                     return

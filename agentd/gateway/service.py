@@ -41,7 +41,7 @@ _LONGEST_PAUSE: Final = 30.0
 _WELL: Final = 60.0  # seconds after which a worker counts as one that runs well
 _END: Final = 5.0  # seconds for a worker to end by itself
 _BACKLOG: Final = 256
-_MOST_ASKED: Final = 4096  # admissions at once: more than a gateway has connections
+_LEAST_ASKED: Final = 4096  # admissions at once that a worker may ask for, however few connections it serves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,8 @@ class GatewayService:
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
             send(writer, self._settings.begin)
-            await _Answers(self._port, self.totals, self._ready, writer).serve(reader)
+            most = max(_LEAST_ASKED, 2 * self._settings.begin.connections)  # each asks for one at a time
+            await _Answers(self._port, self.totals, self._ready, writer, most=most).serve(reader)
         finally:
             self.pid = None
             await _end(process, ours)
@@ -183,11 +184,14 @@ class _Answers:
         totals: TurnTotals,
         on_ready: Callable[[str], None],
         writer: asyncio.StreamWriter,
+        *,
+        most: int,
     ) -> None:
         self._port = port
         self._totals = totals
         self._on_ready = on_ready
         self._writer = writer
+        self._most = most
         self._asked: dict[int, asyncio.Task[None]] = {}
         self._granted: dict[int, Admission] = {}
 
@@ -212,8 +216,8 @@ class _Answers:
     def _take(self, message: Asked | Left | Ended | Counted | Ready) -> None:
         match message:
             case Asked(id=number, ask=ask):
-                if number in self._asked or number in self._granted or len(self._asked) >= _MOST_ASKED:
-                    raise ChannelBroken(f"its process asked twice, or for more than {_MOST_ASKED} turns at once")
+                if number in self._asked or number in self._granted or len(self._asked) >= self._most:
+                    raise ChannelBroken(f"its process asked twice, or for more than {self._most} turns at once")
                 self._asked[number] = asyncio.ensure_future(self._admit(number, ask))
             case Left(id=number):
                 task = self._asked.get(number)

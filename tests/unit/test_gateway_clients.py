@@ -122,7 +122,59 @@ async def test_connections_and_streams_are_bounded() -> None:
             assert await second.ended()
         async with one.peer() as second, one.peer() as third:
             second.send(b"GET ")
-            assert await third.ended()
+            assert await second.ended()  # who asks for nothing gives way to a newcomer
+            third.send(b"GET /health HTTP/1.1\r\n\r\n")
+            assert (await third.answer())[0] == 200
+
+
+async def test_places_of_turns_under_way_are_nobody_elses() -> None:
+    waiting = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        waiting.set()
+        await exchange.gone()
+
+    async with gateway(script, limits=Limits(connections=1)) as one, one.peer() as first:
+        first.ask({})
+        await asyncio.wait_for(waiting.wait(), 10)
+        async with one.peer() as second:
+            assert await second.ended()
+        assert one.gateway.connections == 1
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 70000\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_no_large_body_is_read_of_a_token_that_nobody_has(framing: bytes) -> None:
+    async with gateway(echo) as one, one.peer() as peer:
+        peer.send(b"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer made-up\r\n" + framing + b"\r\n")
+        assert await peer.refused() == (401, "invalid_api_key")  # before a byte of it was sent
+        assert one.gateway.buffered == 0
+    async with gateway(echo) as one, one.peer() as peer:
+        for _ in range(2):
+            peer.ask({"prompt": "x" * 70_000})
+            assert (await peer.answer())[0] == 200
+        assert [ask.turn for ask in one.port.asked] == [False, True, True]  # once asked, it is known
+
+
+async def test_of_a_body_that_comes_with_a_question_for_health_nothing_is_kept() -> None:
+    async with gateway(echo) as one, one.peer() as peer:
+        peer.send(b"GET /health HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{}")
+        status, headers, _ = await peer.answer()
+        assert (status, headers["connection"], one.gateway.buffered) == (200, "close", 0)
+        assert await peer.ended()
+
+
+async def test_one_sessions_bodies_leave_room_for_anothers() -> None:
+    async with gateway(echo, limits=Limits(body=1000, buffered=4000)) as one:
+        one.port.tokens["another-session-token"] = "s2"
+        async with one.peer() as slow, one.peer() as peer:
+            slow.send(b"POST /v1/completions HTTP/1.1\r\n" + AUTH + b"Content-Length: 1000\r\n\r\n{")
+            async with asyncio.timeout(10):
+                while one.gateway.buffered < 1000:  # noqa: ASYNC110  nobody tells when a head was read
+                    await asyncio.sleep(0.01)
+            peer.ask({}, token="another-session-token")  # noqa: S106  a made-up one
+            assert (await peer.answer())[0] == 200
+            peer.ask({})
+            assert await peer.refused() == (429, "too_many_bytes")
 
 
 async def test_a_client_that_leaves_ends_the_engines_request() -> None:
