@@ -118,6 +118,7 @@ class _Group:
     born: int
     members: dict[int, None] = field(default_factory=dict)
     call: bool = False
+    led: bool = True  # the leader has not ended: a later process of its number is not the leader
 
 
 @dataclass(slots=True)
@@ -291,7 +292,7 @@ class Machine:
             return steps
         if same is not None:  # a later part of the pipeline was the first to execute
             group.members |= same.members
-            group.leader, group.born = same.leader, same.born
+            group.leader, group.born, group.led = same.leader, same.born, same.led
         group.call = True
         group.scope.calls[group.key] = self._calls[group.key] = group
         for pid in group.members:
@@ -333,8 +334,11 @@ class Machine:
             return []
         steps: list[Step] = []
         group = process.group
+        first = group is not None and group.led and pid == group.leader
+        if group is not None and first:
+            group.led = False
         if group is not None and group.call:
-            if pid == group.leader:
+            if first:
                 steps.append(MainExited(group.key, at, status, cpu_usec))
             if not group.members:
                 group.scope.calls.pop(group.key, None)

@@ -169,7 +169,10 @@ def test_no_authority_is_loosened(state: State) -> None:
         if tenant.memory_max is not None:
             assert now[tenant.id] <= max(before[tenant.id], tenant.memory_max)
     most = state.capacity - state.agents + int(state.reserve * CONFIG.champion_reserve)
-    assert sum(now.values()) <= max(most, sum(before.values()))
+    # where nothing runs, a call of which nothing is known begins with the least there is, whatever the agents take
+    alone = not any(call.begun and call.stage is not Stage.PARKED for call in state.calls)
+    guess = CONFIG.first_grant if alone and any(not call.begun for call in state.calls) else 0
+    assert sum(now.values()) <= max(most, sum(before.values()) + guess)
 
 
 @settings(max_examples=100, deadline=None)

@@ -223,6 +223,18 @@ def test_a_number_that_is_used_again_after_a_lost_end_is_another_process() -> No
     assert second.key != first.key
 
 
+def test_a_part_that_has_the_leaders_number_is_not_the_leader() -> None:
+    told = Told()
+    told.fork(AGENT, 2)
+    (begun,) = told.exec(2, "bash", "-c", "x")
+    assert isinstance(begun, Begin)
+    told.fork(2, 1)
+    assert told.exit(2, 3) == [MainExited(begun.key, told.at, 3, 5)]
+    assert told.fork(1, 2) == [Join(begun.key, 2)]
+    assert told.exit(2, 4) == []
+    assert told.exit(1) == [Emptied(begun.key, told.at)]
+
+
 def test_an_adopted_call_goes_on() -> None:
     told = Told()
     key = told.machine.adopt_call("s", 5, [5, 6])
