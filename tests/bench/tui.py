@@ -258,10 +258,14 @@ def fill(path: Path, now: float, samples: int) -> int:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         for place in range(10):
-            connection.execute("INSERT INTO tenants VALUES (?, ?, 50, '{}')", (f"t-{place:016d}", f"tenant{place}"))
+            connection.execute(
+                "INSERT INTO tenants (id, name, priority, limits) VALUES (?, ?, 50, '{}')",
+                (f"t-{place:016d}", f"tenant{place}"),
+            )
         for place in range(100):
             connection.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, 0, ?, ?, '{}')",
+                "INSERT INTO sessions (id, tenant_id, name, uid, opened_at, closed_at, labels) "
+                "VALUES (?, ?, ?, 0, ?, ?, '{}')",
                 (f"s-{place:016d}", f"t-{place % 10:016d}", f"session{place}", now - DAY, now - 60),
             )
         for number in range(calls):
