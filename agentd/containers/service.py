@@ -21,6 +21,7 @@ from controller.model import (
     NotFound,
     SessionId,
     SessionView,
+    WrongState,
 )
 from controller.recognise.recogniser import Recogniser
 
@@ -40,11 +41,13 @@ class Containers:
         self._follow: list[Follow] = []
         self._detached: set[str] = set()  # while it runs, whatever follows it
         self._task: asyncio.Task[None] | None = None
+        self._unread: Exception | None = None  # why the file could not be read: it is not written over then
 
     async def start(self) -> None:
         try:
             self._follow = self._file.load()
         except (ControllerError, OSError) as err:
+            self._unread = err
             log.error("containers that start are not attached", error=str(err))
         self._watch()
 
@@ -62,6 +65,10 @@ class Containers:
         follow = Follow(tenant=tenant, name=name, labels=dict(labels), rules=rules, selector=selector)
         self._host.registry.tenant(tenant)  # raises NotFound: now, not when the first container starts
         self._recogniser.check_rules(rules)
+        if selector.follow and self._unread is not None:
+            raise WrongState(
+                f"what is followed cannot be kept: {self._unread}", remedy="remove that file and restart agentd"
+            )
         found = await self._engine.find(selector)
         if not found and not selector.follow:
             raise NotFound("no running container matches", field="containers", remedy="docker ps; or --follow")
@@ -154,8 +161,11 @@ class Containers:
                 pause = _RETRY[min(tries, len(_RETRY) - 1)]
                 if tries == 0:
                     log.warning("containers are not followed for now", error=str(err), retry_seconds=pause)
-                tries += 1
-                await asyncio.sleep(pause)
+            except Exception:  # an answer that nobody foresaw: it must not end the following for good
+                pause = _RETRY[-1]
+                log.exception("an engine's answer was not understood", retry_seconds=pause, remedy="report this")
+            tries += 1
+            await asyncio.sleep(pause)
 
     async def _events(self) -> AsyncIterator[Happened]:
         """Events; first, and after each gap, a look at everything."""
@@ -216,4 +226,9 @@ class Containers:
         for follow in list(self._follow):
             for container in await self._engine.find(follow.selector):
                 if self._recogniser.of_container(container.id) is None and container.id not in self._detached:
-                    self._attach(container, follow)
+                    try:
+                        self._attach(container, follow)
+                    except (
+                        ControllerError
+                    ) as err:  # one that ended meanwhile, say: the others are attached all the same
+                        log.warning("a container was not attached", container=container.short, error=str(err))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_ROWS = 40  # of a table
+MAX_PATHS = 10_000  # that are told apart: a call may open as many as it likes
 MAX_FRAMES = 12  # of a stack
 PAGES = 64  # of each CPU's event buffer
 POLL = 200  # milliseconds
@@ -92,8 +93,7 @@ class Tool:
         path = event.path.decode("utf-8", "replace")
         if self.name == "files":
             result = event.result
-            self._seen[path, min(0, result)] = self._seen.get((path, min(0, result)), 0) + 1
-            if self._seen[path, min(0, result)] == 1:  # the table counts the rest
+            if count(self._seen, path, min(0, result)):  # the table counts the rest
                 say(event={**common, "text": f"{path}{_error(result)}", "value": float(result)})
         elif event.kind == 1:
             say(event={**common, "text": f"exec {path} (child of {event.parent})", "value": 0.0})
@@ -108,6 +108,8 @@ class Tool:
             say(table={"tool": self.name, "columns": columns, "rows": cells[:MAX_ROWS]})
             if len(cells) > MAX_ROWS:
                 say(notice=f"{self.name}: {len(cells) - MAX_ROWS} more rows are not shown")
+        if self._seen.get(OTHERS):
+            say(notice=f"files: {MAX_PATHS} paths are told apart, {self._seen[OTHERS]} opens of others are not")
         if self.lost:
             say(notice=f"{self.name}: {self.lost} events were lost, more came than could be read")
 
@@ -142,7 +144,7 @@ class Tool:
         return ["SYSCALL", "TIMES", "ERRORS", "MS", "MOST MS"], cells
 
     def _files(self) -> tuple[list[str], list[list[str]]]:
-        found = sorted(self._seen.items(), key=lambda item: -item[1])
+        found = sorted(((k, n) for k, n in self._seen.items() if k != OTHERS), key=lambda item: -item[1])
         return ["TIMES", "RESULT", "PATH"], [[str(n), _error(r).lstrip(": ") or "opened", p] for (p, r), n in found]
 
     def _blockio(self) -> tuple[list[str], list[list[str]]]:
@@ -169,6 +171,16 @@ class Tool:
 
     def _processes(self) -> None:
         """Its events are all there is to tell."""
+
+
+OTHERS = ("", 1)  # no open's result: those are an errno below zero, or 0
+
+
+def count(seen: dict[tuple[str, int], int], path: str, result: int) -> bool:
+    """Whether it is the first open of this path with this result, of those that are told apart."""
+    key = (path, result) if (path, result) in seen or len(seen) < MAX_PATHS else OTHERS
+    seen[key] = seen.get(key, 0) + 1
+    return key != OTHERS and seen[key] == 1
 
 
 def _quantile(slots: list[tuple[int, Any]], part: float) -> float:

@@ -141,6 +141,15 @@ def test_what_is_missing_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch
         worker.check()
 
 
+def test_a_call_that_opens_paths_without_end_takes_no_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MAX_PATHS", 3)
+    seen: dict[tuple[str, int], int] = {}
+    assert [worker.count(seen, path, 0) for path in ("a", "b", "a", "c", "d", "e", "d", "c")] == [
+        *(True, True, False, True, False, False, False, False)
+    ]
+    assert seen == {("a", 0): 2, ("b", 0): 1, ("c", 0): 2, worker.OTHERS: 3}
+
+
 def test_quantiles_are_the_bounds_of_powers_of_two() -> None:
     class Sum:
         def __init__(self, count: int) -> None:
