@@ -70,6 +70,9 @@ class Listener(Protocol):
     def on_oom(self, call_id: CallId, kills: int, /) -> None: ...
     def on_pids_refused(self, call_id: CallId, refusals: int, /) -> None: ...
     def on_connect_refused(self, call_id: CallId, destination: str, /) -> None: ...
+    def on_agent_grew(self, session_id: SessionId, /) -> None:
+        """The session's own processes have grown past their notice (``watch_agent``)."""
+
     def on_pressure(self) -> None:
         """Tasks of the host stood still for want of memory."""
 
@@ -166,6 +169,10 @@ class Backend(Protocol):
     def update_session(self, record: SessionRecord, /) -> None: ...
     def limit_session(self, tenant_id: TenantId, session_id: SessionId, limits: Limits, /) -> tuple[str, ...]: ...
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int, /) -> None: ...
+    def watch_agent(self, tenant_id: TenantId, session_id: SessionId, within: int, /) -> None:
+        """Has ``on_agent_grew`` told once the session's own processes use ``within`` bytes more than now; in place of
+        an earlier notice. Nothing where the host has no tripwire."""
+
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str, /) -> None:
         """What leaves ``group`` (of a container or a service, as /proc/PID/cgroup has it) for the session may open no
         device that it could not open before. Raises CannotEnforce."""

@@ -414,7 +414,12 @@ class Enforcer(Groups):
     def _on_event(self, event: Event) -> None:
         leaf = self._by_cgroup.get(event.cgroup_id)
         listener = self._listener
-        if leaf is None or listener is None:
+        if listener is None:
+            return
+        if leaf is None:
+            session_id = self._agents.session_of(event.cgroup_id)
+            if session_id is not None and isinstance(event, NotifyEvent):
+                listener.on_agent_grew(session_id)
             return
         call_id = leaf.ref.call_id
         match event:

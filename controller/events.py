@@ -7,7 +7,7 @@ import structlog
 from controller.endings import Endings
 from controller.holds import Holds
 from controller.live import Live
-from controller.model import Action, CallId, Reason
+from controller.model import Action, CallId, Reason, SessionId
 from controller.policy.text import human_bytes
 from controller.shared import Shared
 
@@ -89,6 +89,9 @@ class KernelEvents:
             call, Action.REFUSE, "network", f"a connection to {destination} was refused: its intent does not allow it"
         )
         self._shared.remember(call)
+
+    def on_agent_grew(self, session_id: SessionId) -> None:
+        self._live.agent_grew(session_id)
 
     def on_pressure(self) -> None:
         self._live.pressed()

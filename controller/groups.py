@@ -10,6 +10,7 @@ from typing import Final
 
 from bpf import BpfError
 from bpf.devicefilter import copy_device_filter
+from controller.agentwatch import AgentWatch
 from controller.backend import CallRecord, Found, SessionRecord
 from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
 from controller.kernelside import KernelSide
@@ -25,6 +26,7 @@ class Groups:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._kernel: KernelSide | None = None
+        self._agents = AgentWatch()
         self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
 
     def _sheltering(self, limits: Limits) -> Limits:
@@ -149,6 +151,9 @@ class Groups:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._tree.agent(tenant_id, session_id).move(pid)
 
+    def watch_agent(self, tenant_id: TenantId, session_id: SessionId, within: int) -> None:
+        self._agents.arm(self._kernel, self._tree.agent(tenant_id, session_id), session_id, within)
+
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
         """On hybrid hosts the v1 devices hierarchy filters, and nothing is moved there."""
         if self._tree.mode != "unified" or group in {"", "/"}:
@@ -192,6 +197,7 @@ class Groups:
                 return False
             self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
             self._pace(group, UNLIMITED)
+            self._agents.forget(self._kernel, session_id)
             group.delete(recursive=True)
         except GroupBusy:
             return False

@@ -144,6 +144,7 @@ class Host(BudgetMethods):
         self.sessions.configure(self.shared.config.tenants, self._known_tenants)
         self.recovery.take_over(found)
         self.plenty.refresh(now())
+        self.live.growth.watch_all()
         self.live.soon()
         self._tasks.append(asyncio.create_task(self.sampler.run(), name="sampler"))
 
@@ -192,6 +193,7 @@ class Host(BudgetMethods):
         """Makes ``pid`` an agent process of the session: the ladder never ends those."""
         session = self.registry.session(session_id)
         self.shared.backend.enter_session(session.tenant.id, session.id, pid)
+        self.live.growth.watch(session)
 
     # --- the path of a call ------------------------------------------------------------------------------------------
 

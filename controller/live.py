@@ -17,8 +17,9 @@ import structlog
 
 from controller.endings import Endings
 from controller.facts import Facts
+from controller.growth import Growth
 from controller.holds import Holds
-from controller.model import Action, ControllerError, Reason, Refused, Squeeze, Tripwire
+from controller.model import Action, ControllerError, Reason, Refused, SessionId, Squeeze, Tripwire
 from controller.plenty import Plenty
 from controller.policy.grant import Refusal
 from controller.policy.rounds import decide
@@ -65,6 +66,7 @@ class Live:
         self._endings = endings
         self._starts = starts
         self._queue = queue
+        self.growth = Growth(shared, plenty)
         self._reclaims = Reclaims(shared, self.soon)
         self._due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -86,6 +88,7 @@ class Live:
     def tick(self) -> None:
         """A round of samples is done."""
         self._plenty.refresh(now(), forecasts=_FORECASTS)
+        self.growth.adjust()
         if self._is_anything_to_decide():
             self.soon()
 
@@ -100,6 +103,13 @@ class Live:
             self._facts.read(call)
             self._plenty.refresh(now())
             self._arm(call, call.grant.tripwire.brake or 0)
+            if self._is_anything_to_decide():
+                self.soon()
+
+    def agent_grew(self, session_id: SessionId) -> None:
+        """An agent's own processes took memory that was free, or promised to calls."""
+        if self.growth.grew(session_id):
+            self._plenty.refresh(now())
             if self._is_anything_to_decide():
                 self.soon()
 
@@ -127,6 +137,7 @@ class Live:
 
     def _afterwards(self, state: State, at: float) -> None:
         self._plenty.refresh(at)
+        self.growth.adjust()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

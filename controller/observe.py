@@ -155,6 +155,9 @@ class Observer:
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self._forest.place(self._session(session_id).own, _living(pid))
 
+    def watch_agent(self, tenant_id: TenantId, session_id: SessionId, within: int) -> None:
+        pass  # the kernel tells nothing
+
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
         pass  # nothing is moved
 

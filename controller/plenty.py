@@ -52,10 +52,11 @@ class Plenty:
         return self._thrifty
 
     def unwatched_growth(self) -> int:
-        """Bytes that a call without a threshold may grow until somebody looks: so few that not even all of those calls
-        together get to the end of the memory before."""
+        """Bytes that a call without a threshold, or an agent, may grow until somebody looks: so few that not even all
+        of them together get to the end of the memory before."""
         free = max(0, self._capacity - self._in_use - self._spoken_for)
-        return max(_LEAST_GROWTH, free // (2 * max(_FEW, self._bare + 1)))
+        watched = self._bare + len(self._shared.registry.sessions)
+        return max(_LEAST_GROWTH, free // (2 * max(_FEW, watched + 1)))
 
     def lets_in(self, call: Call) -> bool:
         """Whether ``call``, prepared and granted, may begin now with the threshold that it was promised (or none)."""

@@ -82,6 +82,7 @@ class Session:
     attachment: Attachment | None = None
     idle_since: float | None = None  # of one that the daemon opened: when its last call ended
     urgency: float = 0.0  # points that its calls gain in the queue
+    watched: int = 0  # bytes that its own processes may grow until the kernel tells, as of the last time it was armed
     calls: dict[CallId, Call] = field(default_factory=dict)
     account: Account = field(default_factory=lambda: Account("session"))
 

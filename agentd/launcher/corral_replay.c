@@ -9,10 +9,9 @@
 // Times count from the moment at which the whole schedule has been read. Memory grows in chunks, every page of which is written; it shrinks with
 // MADV_DONTNEED, so that the kernel gets the pages back at once.
 //
-// --steered: the schedule comes on stdin, and after it lines that stop and start the schedule's clock (an agent that waits
-// for the result of a tool does not go on to what it did next):
-//     stand AT_USEC                what is due until then is done, and nothing after it, until
-//     go                           the clock goes on from AT_USEC
+// --steered: the schedule comes on stdin, and after it lines that move the schedule's clock (an agent that waits for the
+// result of a tool does not go on to what it did next):
+//     go AT_USEC UNTIL_USEC        the clock shows AT_USEC now; at UNTIL_USEC, what is due then undone, it stands
 // When stdin ends, the clock just goes on.
 //
 // Report (--report FILE), CSV with a heading: at_usec,chunk_bytes,latency_nsec for each chunk touched, written out after
@@ -302,8 +301,8 @@ static void shrink(struct holding *held, uint64_t target)
 // Until the schedule's clock, which shows 0 at `start`, shows `at_usec`. Returns the clock's start as it is then.
 static int64_t wait_for_clock(int64_t at_usec, int64_t start, struct reader *commands)
 {
-    static int64_t stands_at = -1; // usec; -1: the clock goes
-    char line[64];
+    static int64_t stands_at = INT64_MAX; // usec
+    char line[64], *text;
     bool whole;
 
     if (!commands) {
@@ -311,14 +310,14 @@ static int64_t wait_for_clock(int64_t at_usec, int64_t start, struct reader *com
         return start;
     }
     for (;;) {
-        bool stands = stands_at >= 0 && at_usec > stands_at;
-        int64_t left = start + at_usec * 1000 - now_nsec(CLOCK_MONOTONIC);
+        bool stands = at_usec >= stands_at;
+        int64_t left = start + at_usec * 1000 - now_nsec(CLOCK_MONOTONIC), shows;
 
         if (!has_more(commands, stands ? -1 : left > 0 ? left : 0)) {
             if (commands->ended) {
-                if (stands_at >= 0)
+                if (stands && start + stands_at * 1000 < now_nsec(CLOCK_MONOTONIC))
                     start = now_nsec(CLOCK_MONOTONIC) - stands_at * 1000;
-                stands_at = -1;
+                stands_at = INT64_MAX;
                 sleep_until(start + at_usec * 1000);
                 return start;
             }
@@ -328,18 +327,12 @@ static int64_t wait_for_clock(int64_t at_usec, int64_t start, struct reader *com
         }
         if (!read_line(commands, line, sizeof(line), &whole))
             continue;
-        if (!strncmp(line, "stand ", 6)) {
-            char *text = line + 6;
-
-            stands_at = number(&text, INT64_MAX / 2000);
-            if (stands_at < 0 || *text || !whole)
-                die(2, "'%s' is no command; expected 'stand AT_USEC' or 'go'", line);
-        } else if (!strcmp(line, "go") && stands_at >= 0) {
-            start = now_nsec(CLOCK_MONOTONIC) - stands_at * 1000;
-            stands_at = -1;
-        } else {
-            die(2, "'%s' is no command here; expected 'stand AT_USEC', then 'go'", line);
-        }
+        text = line + 2;
+        shows = strncmp(line, "go ", 3) || !whole ? -1 : number(&text, INT64_MAX / 2000);
+        stands_at = shows < 0 ? -1 : number(&text, INT64_MAX / 2000);
+        if (stands_at < shows || shows < 0 || *text)
+            die(2, "'%s' is no command; expected 'go AT_USEC UNTIL_USEC'", line);
+        start = now_nsec(CLOCK_MONOTONIC) - shows * 1000;
     }
 }
 
@@ -387,7 +380,7 @@ static void __attribute__((noreturn)) usage(int status)
           "  --chunk BYTES   touched and timed at once (default 2097152)\n"
           "  --huge          let the kernel use huge pages (default: small pages only)\n"
           "  --announce      print 'ready' before the schedule is read: its clock starts when it has been\n"
-          "  --steered       with --schedule -: after its end, lines 'stand AT_USEC' and 'go' stop and start its clock\n",
+          "  --steered       with --schedule -: after its end, lines 'go AT_USEC UNTIL_USEC' move its clock\n",
           status ? stderr : stdout);
     exit(status);
 }

@@ -56,9 +56,9 @@ def admit(state: State, config: ControlConfig, account: Account) -> list[Step]:
         if given < least and call.on_pressure is OnPressure.DEGRADE:
             given, code = max(given, min(size, config.first_grant)), "degraded"
             account.change(call, given)
-        elif given < least and alone and not _is_known(call):
+        elif given < least and alone and not _is_known(call) and (last := _last_resort(call, least, account)):
             # nothing runs that could free any, and nothing is known of it: waiting would not help
-            given, code = least, ""
+            given, code = last, ""
             account.change(call, given)
         elif given < least:
             no = _Not(
@@ -109,6 +109,14 @@ def _is_known(call: CallFacts) -> bool:
 def _least(call: CallFacts, size: int, config: ControlConfig) -> int:
     """What must be free for it to begin. A guess keeps nobody out."""
     return min(size, max(config.first_grant, call.need.typical) if _is_known(call) else config.first_grant)
+
+
+def _last_resort(call: CallFacts, least: int, account: Account) -> int:
+    """What a call that nobody knows may begin with where nothing else runs: out of the reserve, too, as if it had begun
+    and been stopped. 0: not even that would carry it."""
+    config = account.config
+    room = min(least, account.room(call, int(account.state.reserve * config.champion_reserve)))
+    return room if room >= config.first_grant // 4 else 0
 
 
 def _too_much_later(

@@ -240,3 +240,23 @@ async def test_an_idle_host_brakes_nobody_that_declared_nothing(daemon: DaemonUn
     [call] = (await daemon.history(session, ended=1)).calls
     assert call.outcome.reason == "exited", call.outcome.decisions
     assert call.brakes == 0
+
+
+async def test_an_agents_growth_is_seen_without_a_sample() -> None:
+    """Nobody asks, nobody is stopped, and the next sample is a minute away: the kernel tells that the agent has grown,
+    and the call gets a threshold before it could take what is left."""
+    async with one_daemon(
+        tenants={"acme": {}},
+        settings={"host": {"memory": "300M", "memory_reserve": 0.1, "sample_interval": "1m"}},
+    ) as daemon:
+        if any("brake" in text for text in (await daemon.snapshot()).host.missing):
+            pytest.skip(f"this host has no brake: {list((await daemon.snapshot()).host.missing)}")
+        session = await daemon.open_session("acme")
+        async with events_of(daemon, session) as events, agent_of(daemon, session, 170) as agent:
+            running = await up(daemon, session, 40)
+            assert (await call_of(daemon, session)).grant.brake_bytes == 0
+            go(agent)
+            armed = await events.decision("limit")
+            assert armed.reason.startswith("memory gets short"), armed.reason
+            go(running)
+            assert (await end(running))[0] == 0

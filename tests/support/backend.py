@@ -66,6 +66,7 @@ class RecordingBackend:
         self.tenant_use: dict[TenantId, int] = {}
         self.tenant_file_cache: dict[TenantId, int] = {}
         self.sessions: dict[SessionId, SessionRecord] = {}
+        self.watched: dict[SessionId, int] = {}
         self.entered: list[tuple[SessionId, int]] = []
         self.waiting: list[int] = []
         self.left: list[int] = []
@@ -108,6 +109,9 @@ class RecordingBackend:
 
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
         self.entered.append((session_id, pid))
+
+    def watch_agent(self, tenant_id: TenantId, session_id: SessionId, within: int) -> None:
+        self.watched[session_id] = within
 
     def keep_device_filter(self, tenant_id: TenantId, session_id: SessionId, group: str) -> None:
         pass

@@ -272,14 +272,14 @@ def test_a_steered_clock_stands_until_it_is_told_to_go(replayer: Path, tmp_path:
     report = tmp_path / "r.csv"
     done = _follow(
         replayer,
-        "0 4096 0\n50000 8192 0\n60000 end\nstand 20000\ngo\nstand 60000\ngo\n",
+        "0 4096 0\n50000 8192 0\n60000 end\ngo 0 20000\ngo 20000 60000\n",
         "--steered",
         "--report",
         str(report),
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "# end peak_bytes=8192" in report.read_text()
-    for words in ("jump 5", "go", "stand", "stand x", "stand 5 6"):
+    for words in ("jump 5", "go", "go 5", "go x 7", "go 6 5", "go 5 6 7"):
         wrong = _follow(replayer, f"0 4096 0\n60000 end\n{words}\n", "--steered")
         assert (wrong.returncode, f"'{words}' is no command" in wrong.stderr) == (2, True), wrong.stderr
     assert _follow(replayer, "0 end\n", "--steered", "--schedule", "/dev/null").returncode == 2

@@ -8,7 +8,19 @@ import pytest
 
 from controller.config import HostConfig, TenantConfig
 from controller.host import Host
-from controller.model import Action, CallState, Intent, Limits, OnPressure, Reason, Refused, Squeeze, Tripwire, Usage
+from controller.model import (
+    Action,
+    CallState,
+    Intent,
+    Limits,
+    OnPressure,
+    Reason,
+    Refused,
+    SessionId,
+    Squeeze,
+    Tripwire,
+    Usage,
+)
 from controller.queueing import Wait
 from controller.registry import Call, now
 from tests.support.backend import RecordingBackend
@@ -112,6 +124,23 @@ async def test_a_call_without_a_threshold_gets_one_only_while_memory_is_short() 
         r.host.live.tick()
         await turn()
         assert r.backend.leaves[call.id].grant.tripwire.brake is None
+
+
+async def test_an_agent_that_grows_makes_a_round_and_its_notice_comes_nearer() -> None:
+    async with rig(HostConfig(memory=1000 * MIB)) as r:
+        session = r.open("default")
+        identity = r.host.registry.session(session).id
+        r.host.enter_session(identity, 4711)
+        far = r.backend.watched[identity]
+        call = r.launch(session, Intent())
+        assert not call.grant.tripwire.brake
+        r.backend.tenant_use[call.ref.tenant_id] = 850 * MIB
+        assert r.backend.listener is not None
+        r.backend.listener.on_agent_grew(identity)
+        await turn()
+        assert r.backend.leaves[call.id].grant.tripwire.brake, "memory is short, and nobody had to ask"
+        assert 8 * MIB <= r.backend.watched[identity] < far
+        r.backend.listener.on_agent_grew(SessionId("s-gone"))  # its event was on the way
 
 
 async def test_an_operators_word_on_thresholds_stands() -> None:

@@ -80,7 +80,7 @@ async def play(plan: Plan, stage: Stage, *, tag: str, session: str, token: str, 
             framework_result = Result(
                 label="framework", planned_seconds=plan.framework.end, planned_peak=plan.framework.peak_bytes
             )
-            await _begin(framework, plan.framework)
+            await _begin(framework, plan, plan.framework)
         start = time.monotonic()
         async with asyncio.TaskGroup() as group:
             if framework is not None and framework_result is not None:
@@ -137,8 +137,17 @@ async def _start_framework(
     raise CliError(f"the framework did not start: {words or 'it said nothing'}")
 
 
-async def _begin(framework: asyncio.subprocess.Process, schedule: Schedule) -> None:
-    await _tell(framework, schedule.text())
+async def _begin(framework: asyncio.subprocess.Process, plan: Plan, schedule: Schedule) -> None:
+    await _tell(framework, schedule.text() + _go(0.0, min((_end_of(call) for call in plan.calls), default=None)))
+
+
+def _end_of(call: PlannedCall) -> float:
+    return call.start + call.schedule.end
+
+
+def _go(at: float, until: float | None) -> str:
+    """For a framework: its clock shows ``at``, and may go on to ``until`` (None: to the end)."""
+    return "" if until is None else f"go {round(at * 1e6)} {round(max(at, until) * 1e6)}\n"
 
 
 async def _tell(framework: asyncio.subprocess.Process | None, text: str) -> None:
@@ -159,19 +168,21 @@ async def _go_through(
 ) -> list[Result]:
     """Begins each call at its moment of the agent's clock, which stands at the planned end of a call that still runs.
     ``begin`` gets the call and the moment (monotonic) at which it is due."""
-    edges = [(call.start + call.schedule.end, False, call.number, call) for call in plan.calls]
+    edges = [(_end_of(call), False, call.number, call) for call in plan.calls]
     edges += [(call.start, True, call.number, call) for call in plan.calls]
+    ends = sorted(_end_of(call) for call in plan.calls)
     tasks: dict[int, asyncio.Task[Result]] = {}
     zero = time.monotonic()  # the moment at which the clock showed 0, had it never stood
     for at, begins, number, call in sorted(edges, key=lambda edge: edge[:3]):
         await asyncio.sleep(max(0.0, zero + at - time.monotonic()))
         if begins:
             tasks[number] = group.create_task(begin(call, zero + at))
-        elif not tasks[number].done():
-            await _tell(framework, f"stand {round(at * 1e6)}\n")
+            continue
+        if not tasks[number].done():
             await asyncio.wait([tasks[number]])
-            await _tell(framework, "go\n")
             zero = time.monotonic() - at
+        ends.pop(0)
+        await _tell(framework, _go(time.monotonic() - zero, ends[0] if ends else None))
     if framework is not None and framework.stdin is not None:
         framework.stdin.close()
     return [await tasks[call.number] for call in plan.calls]
