@@ -119,10 +119,23 @@ class _Probe:
                 "use a kernel with CONFIG_CGROUP_BPF and a v2 hierarchy",
                 tried=True,
             )
+        self._add(
+            "egress rates",
+            lambda: self._gate(trial.CGROUP_SKB, trial.EGRESS),
+            "egress_max of calls, sessions and tenants is refused",
+            "use a kernel with CONFIG_CGROUP_BPF and a v2 hierarchy",
+            tried=True,
+        )
+        self._add(
+            "disk trace",
+            lambda: self._traced("sys_exit"),
+            "that a call's writes found the disk full is hinted at by the disk's state alone, not proven",
+            "use a kernel with BTF and CONFIG_FTRACE_SYSCALLS",
+            tried=True,
+        )
 
     def _bonuses(self) -> None:
-        trace = "`corral trace` cannot use it; nothing else needs it"
-        self._add("kprobe", _kprobe, trace, "CONFIG_KPROBES", tried=True)
+        self._add("kprobe", _kprobe, "nothing of today: `corral trace` uses tracepoints", "CONFIG_KPROBES", tried=True)
         self._add(
             "fentry",
             self._fentry,

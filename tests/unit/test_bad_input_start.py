@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from agentd import doctor, prepare
 from agentd import main as command
+from agentd import prepare
 from agentd.config import load
+from agentd.doctor import netlink
 from agentd.log import LogHandler
 from agentd.prepare import CannotStart, lock_state, make_directories, raise_file_limit
 from bpf.errors import LoadFailed
@@ -146,7 +147,7 @@ def test_pressure_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_doctors_probe_that_cannot_start_costs_its_lines_alone() -> None:
-    lines = doctor._netlink(PermissionError(13, "Permission denied", "/root/python"))
+    lines = netlink.lines(PermissionError(13, "Permission denied", "/root/python"))
     assert {line.name for line in lines} == {"process connector", "taskstats"}
     for line in lines:
         assert line.found is None

@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agentd import doctor
-from agentd.doctor import features, own_features
+from agentd.doctor import around, features, groups, limits, netlink, own_features
+from agentd.doctor.attempt import tried
 from bpf import Feature
+from bpf.probe import probe
 from controller.cgroup import CgroupHost, NoUsableCgroups
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +28,7 @@ EXPECTED = [
     *("memory.high", "memory.low", "memory.peak", "cgroup.freeze", "cgroup.kill", "cgroup attributes"),
     *("psi per cgroup", "favordynmods", "inotify watches", "open files", "state directory"),
 ]
-LAST = ["process connector", "taskstats", "systemd", "docker", "nvidia", "bcc"]
+LAST = ["process connector", "taskstats", "systemd", "docker", "docker sdk", "nvidia", "bcc", "corral trace"]
 
 
 def by_name(found: tuple[Feature, ...] | list[Feature]) -> dict[str, Feature]:
@@ -81,8 +83,8 @@ def test_without_a_writable_tree_the_group_s_lines_are_not_known(monkeypatch: py
     def refuse(root: str) -> CgroupHost:
         raise NoUsableCgroups("/sys/fs/cgroup", "not writable for uid 7", remedy="run agentd as root")
 
-    monkeypatch.setattr(doctor, "detect", refuse)
-    found = by_name(doctor._cgroups("corral"))
+    monkeypatch.setattr(groups, "detect", refuse)
+    found = by_name(groups.lines("corral"))
     assert found["memory controller"].found is False
     assert "not writable for uid 7" in found["memory controller"].detail
     for name in ("cgroup.freeze", "cgroup.kill", "cgroup attributes", "psi per cgroup"):
@@ -105,28 +107,28 @@ def fake_host(tmp_path: Path, *, handed: str, knobs: tuple[str, ...]) -> CgroupH
     )
 
 
-def trial_in(tmp_path: Path, host: CgroupHost) -> doctor._Trial:
-    trial = doctor._Trial.__new__(doctor._Trial)
+def trial_in(tmp_path: Path, host: CgroupHost) -> groups.Trial:
+    trial = groups.Trial.__new__(groups.Trial)
     trial.host, trial.directory, trial.why = host, tmp_path / "group", ""
     trial.directory.mkdir()
     return trial
 
 
 def line(attempt: Callable[[], str]) -> Feature:
-    return doctor._try("x", attempt, "it costs", "do this")
+    return tried("x", attempt, "it costs", "do this")
 
 
 def test_unified_knobs_are_found_missing_or_not_known(tmp_path: Path) -> None:
     trial = trial_in(tmp_path, fake_host(tmp_path, handed="pids\n", knobs=()))
-    assert line(lambda: doctor._v2_memory(trial, "memory.high")).found is None  # memory is not handed down yet
+    assert line(lambda: groups._v2_memory(trial, "memory.high")).found is None  # memory is not handed down yet
     (tmp_path / "cgroup.subtree_control").write_text("memory pids\n")
-    missing = line(lambda: doctor._memory_peak(trial))
+    missing = line(lambda: groups._memory_peak(trial))
     assert (missing.found, missing.detail) == (False, "this kernel's groups have no memory.peak")
     (tmp_path / "group" / "memory.peak").write_text("1\n")
-    assert line(lambda: doctor._memory_peak(trial)).found is True
-    absent = line(lambda: doctor._controller(trial, "cpu"))
+    assert line(lambda: groups._memory_peak(trial)).found is True
+    absent = line(lambda: groups._controller(trial, "cpu"))
     assert (absent.found, absent.detail) == (False, "no cpu controller: it is switched off")
-    assert line(lambda: doctor._controller(trial, "memory")).detail == f"v2, {tmp_path}"
+    assert line(lambda: groups._controller(trial, "memory")).detail == f"v2, {tmp_path}"
 
 
 def test_a_file_that_only_pretends_to_freeze_is_found_out(tmp_path: Path) -> None:
@@ -134,32 +136,32 @@ def test_a_file_that_only_pretends_to_freeze_is_found_out(tmp_path: Path) -> Non
     group = tmp_path / "group"
     (group / "cgroup.freeze").write_text("")
     (group / "cgroup.events").write_text("populated 0\nfrozen 0\n")
-    assert line(lambda: doctor._freeze(trial)).detail == "a group does not say that it is frozen"
+    assert line(lambda: groups._freeze(trial)).detail == "a group does not say that it is frozen"
     (group / "cgroup.events").write_text("nonsense\n")
-    assert line(lambda: doctor._freeze(trial)).found is False
+    assert line(lambda: groups._freeze(trial)).found is False
 
 
 def test_few_watches_and_few_files_are_said_in_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
-    feature = line(doctor._files)
+    feature = line(limits._files)
     assert (feature.found, feature.detail) == (False, "1024 descriptors (hard limit): some 341 calls at once")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
-    assert line(doctor._files).found is True
-    assert line(lambda: doctor._enough("3000 watches", 1000)).found is True
-    assert line(lambda: doctor._enough("2999 watches", 999)).found is False
+    assert line(limits._files).found is True
+    assert line(lambda: limits._enough("3000 watches", 1000)).found is True
+    assert line(lambda: limits._enough("2999 watches", 999)).found is False
 
 
 def test_the_state_directory_is_written_to_or_said(tmp_path: Path) -> None:
-    there = line(lambda: doctor._state(tmp_path))
+    there = line(lambda: limits._state(tmp_path))
     assert there.found is True
     assert there.detail.startswith(f"{tmp_path}, ")
-    to_make = line(lambda: doctor._state(tmp_path / "a" / "b"))
+    to_make = line(lambda: limits._state(tmp_path / "a" / "b"))
     assert to_make.found is True
     assert f"to be made in {tmp_path}" in to_make.detail
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    assert line(lambda: doctor._state(tmp_path / "file")).found is False
-    assert line(lambda: doctor._state(Path("/proc/self"))).found is False
+    assert line(lambda: limits._state(tmp_path / "file")).found is False
+    assert line(lambda: limits._state(Path("/proc/self"))).found is False
 
 
 def test_a_probe_of_netlink_that_fails_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +170,7 @@ def test_a_probe_of_netlink_that_fails_or_hangs_is_a_line(monkeypatch: pytest.Mo
             [sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            return by_name(doctor._netlink(process))
+            return by_name(netlink.lines(process))
         finally:
             process.kill()
             process.communicate()
@@ -180,26 +182,44 @@ def test_a_probe_of_netlink_that_fails_or_hangs_is_a_line(monkeypatch: pytest.Mo
     assert "ZeroDivisionError" in told("1/0")["taskstats"].detail
     assert told("1/0")["taskstats"].found is None
     assert "strangely" in told("print('x')")["taskstats"].detail
-    monkeypatch.setattr(doctor, "_PATIENCE", 0.0)
+    monkeypatch.setattr(netlink, "_PATIENCE", 0.0)
     assert "longer than" in told("import time; time.sleep(60)")["taskstats"].detail
 
 
 def test_docker_is_spoken_to(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
-    assert line(lambda: doctor._docker(path)).found is False
+    assert line(lambda: around._docker(path)).found is False
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
-        assert line(lambda: doctor._docker(path)).found is False
+        assert line(lambda: around._docker(path)).found is False
         listening.listen()
-        assert line(lambda: doctor._docker(path)).detail == f"a daemon listens at {path}"
+        assert line(lambda: around._docker(path)).detail == f"a daemon listens at {path}"
 
 
 def test_bcc_is_looked_for_where_debian_has_it(tmp_path: Path) -> None:
     path = tmp_path / "bcc" / "__init__.py"
-    assert line(lambda: doctor._bcc(path)).found is False
+    assert line(lambda: around._bcc(path)).found is False
     path.parent.mkdir()
     path.write_text("")
-    assert line(lambda: doctor._bcc(path)).detail == str(path.parent)
+    assert line(lambda: around._bcc(path)).detail == str(path.parent)
+
+
+def test_what_a_trace_lacks_is_named(tmp_path: Path) -> None:
+    bcc = tmp_path / "__init__.py"
+    kernel = [Feature(name=name, found=True, detail="x", cost="", remedy="") for name in around._TRACE_NEEDS]
+    assert line(lambda: around._trace(kernel, bcc)).detail == "missing: bcc"
+    bcc.write_text("")
+    assert line(lambda: around._trace(kernel, bcc)).found is True
+    untried = [replace(kernel[0], found=None), *kernel[1:]]
+    assert line(lambda: around._trace(untried, bcc)).detail == "not known: tracefs could not be tried"
+    lacking = [untried[0], replace(kernel[1], found=False)]
+    assert line(lambda: around._trace(lacking, bcc)).detail == "missing: kernel headers"
+    assert {each.name for each in probe()} >= set(around._TRACE_NEEDS)
+
+
+def test_a_module_is_found_without_loading_it() -> None:
+    assert line(lambda: around._module("no_such_module_here")).found is False
+    assert line(lambda: around._module("docker")).found is True
 
 
 def test_the_netlink_probe_by_itself() -> None:
