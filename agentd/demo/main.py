@@ -216,6 +216,7 @@ class Demo:
             _say(f"{painted} {check.name}: {check.detail}")
         failed = sum(not check.held for check in checks)
         _say(f"{len(checks) - failed} of {len(checks)} checks held" + ("" if enforced else " (observe-only)"))
+        _say("not shown: corral budget, session attach, trace, tier, top --web; the gateway: docs/")
         return 1 if failed else 0
 
     def _uids(self) -> dict[str, int | None]:

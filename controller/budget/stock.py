@@ -3,8 +3,9 @@
 Periods are whole multiples of their length since 1970 (unix time 0), so that neither a restart nor a new configuration
 shifts them: with a period of a day a stock is full again at midnight UTC.
 
-The bands are the regimes of the budget tracker of BATS (Liu et al., Budget-Aware Tool-Use Enables Effective Agent
-Scaling, arXiv 2511.17006): of what there was at first, at least 70 % left, 30 to 70 %, 10 to 30 %, less than 10 %.
+The bands are four regimes of what there was at first: at least 70 % left, 30 to 70 %, 10 to 30 %, less than 10 %. The
+idea is that of the budget tracker of BATS (Liu et al., Budget-Aware Tool-Use Enables Effective Agent Scaling, arXiv
+2511.17006). For the three numbers no source was found: the paper was not at hand, and nothing was measured.
 """
 
 from __future__ import annotations
