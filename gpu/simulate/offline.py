@@ -13,8 +13,10 @@ session's interval chooses for itself the least of
 and the sum of these, less sum_t p_t room_t + q_t outside, is a lower bound for *any* prices that are not negative (weak
 duality; Geoffrion, Math. Programming Study 2, 1974). To move more than once, or to drop what was outside, costs more
 than these three; of a part of the KV, at least its share of the copies and, as prefill is convex in the context, of
-the prefill. So the bound holds for policies that split, too. Prices are improved by subgradient steps after Polyak, and
-the best bound seen is returned. Moments may be left out (fewer constraints, a lower bound still).
+the prefill. So the bound holds for policies that split, too.
+
+Prices are improved by subgradient steps of Polyak's length, in directions deflected after Camerini, Fratta and Maffioli
+(1975); the best bound seen is returned. Moments may be left out (fewer constraints, a lower bound still).
 Copies are taken to be instantaneous, and each turn begins when it really began.
 """
 
@@ -27,8 +29,9 @@ from typing import Final
 
 from gpu.simulate.timeline import IdleKv, Timeline
 
-MOST_MOMENTS: Final = 1500
-STEPS: Final = 160
+MOST_MOMENTS: Final = 20_000
+STEPS: Final = 300
+PATIENCE: Final = 12  # steps without a better bound, until steps become shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ def _items(idle: list[IdleKv], moments: list[float]) -> list[_Item]:
 def _ascend(items: list[_Item], room: list[float], outside: float, *, goal: float, capacity: int, steps: int) -> float:
     count = len(room)
     pool, host = [0.0] * count, [0.0] * count
+    way = [0.0] * (2 * count)
     best = 0.0  # with no prices
     factor, stale = 1.0, 0
     for _ in range(steps):
@@ -116,7 +120,7 @@ def _ascend(items: list[_Item], room: list[float], outside: float, *, goal: floa
             best, stale = value, 0
         else:
             stale += 1
-            if stale >= 8:
+            if stale >= PATIENCE:
                 factor, stale = factor * 0.6, 0
         mixed = list(accumulate(moved[:-1]))
         inside = [price < other for price, other in zip(pool, host, strict=True)]  # where what moves is in the pool
@@ -127,13 +131,18 @@ def _ascend(items: list[_Item], room: list[float], outside: float, *, goal: floa
         ]
         over_host = [(0.0 if cheap else extra) - outside for extra, cheap in zip(mixed, inside, strict=True)]
         # A price at zero cannot fall: it takes no part in the length of the step.
-        over = [g if g > 0 or price > 0 else 0.0 for g, price in zip(over, pool, strict=True)]
-        over_host = [g if g > 0 or price > 0 else 0.0 for g, price in zip(over_host, host, strict=True)]
-        norm = sum(g * g for g in over) + sum(g * g for g in over_host)
+        slope = [g if g > 0 or price > 0 else 0.0 for g, price in zip(over, pool, strict=True)]
+        slope += [g if g > 0 or price > 0 else 0.0 for g, price in zip(over_host, host, strict=True)]
+        # Against zigzags: as much of the last direction as turns this one back by 1.5 of what it turned away.
+        norm = sum(d * d for d in way)
+        turned = sum(g * d for g, d in zip(slope, way, strict=True))
+        deflect = max(0.0, -1.5 * turned / norm) if norm > 0 else 0.0
+        way = [g + deflect * d for g, d in zip(slope, way, strict=True)]
+        norm = sum(d * d for d in way)
         gap = goal - value
         if norm <= 1e-18 or gap <= 0:
             break
         step = factor * gap / norm
-        pool = [max(0.0, price + step * g) for price, g in zip(pool, over, strict=True)]
-        host = [max(0.0, price + step * g) for price, g in zip(host, over_host, strict=True)]
+        pool = [max(0.0, price + step * d) for price, d in zip(pool, way[:count], strict=True)]
+        host = [max(0.0, price + step * d) for price, d in zip(host, way[count:], strict=True)]
     return best
