@@ -98,6 +98,7 @@ async def test_callers_of_another_pid_namespace(short_tmp: Path) -> None:
         assert (code, out) == (125, "")
         assert "pid namespace that the daemon cannot see; run the daemon on the host" in err
         assert not (await daemon.snapshot(with_ended=True)).calls
+        await daemon.kill()  # unshare takes no SIGTERM while it waits: to stop it would end with this, 20 s later
 
 
 async def test_ebpf_switched_off(short_tmp: Path) -> None:

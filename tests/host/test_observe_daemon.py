@@ -93,9 +93,11 @@ async def test_many_calls_of_a_millisecond_end_and_nothing_stays(
     assert {call.outcome.reason for call in history.calls} == {"exited"}
     assert not (await daemon.snapshot()).calls
     if settings == NO_EBPF:
-        # a call may be over before the daemon has looked; most are seen
-        assert sum(call.outcome.usage.execs for call in history.calls) >= 15
+        # a call may be over before the daemon has looked: how many are depends on what else the machine does
         assert all(call.outcome.usage.execs <= 1 for call in history.calls)
+        assert await daemon.call(session, "/bin/sleep", "1") == (0, "", "")  # this one is looked at meanwhile
+        (last,) = [c for c in (await daemon.history(session, ended=21)).calls if c.command == "/bin/sleep 1"]
+        assert last.outcome.usage.execs == 1
 
 
 async def test_an_operator_kills_a_daemonised_call_and_its_agent_is_spared(daemons: DaemonFactory) -> None:
