@@ -21,6 +21,9 @@ from bpf.errors import AttachFailed, LoadFailed, MapError, PinError, Unavailable
 
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
+_BPF_F_SLEEPABLE: Final = 1 << 4
+_BPF_F_LINK: Final = 1 << 13
+_BPF_STRUCT_OPS: Final = 44  # enum bpf_attach_type
 _LOG_LINES: Final = 24  # kept in an error's text: the verifier says what is wrong at the end
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -43,13 +46,18 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__map_flags": (_U, (_P,)),
     "bpf_map__is_internal": (ctypes.c_bool, (_P,)),
     "bpf_map__set_pin_path": (_I, (_P, _S)),
+    "bpf_map__set_map_flags": (_I, (_P, _U)),
+    "bpf_map__attach_struct_ops": (_P, (_P,)),
     "bpf_program__name": (_S, (_P,)),
     "bpf_program__section_name": (_S, (_P,)),
     "bpf_program__set_autoload": (_I, (_P, ctypes.c_bool)),
+    "bpf_program__set_flags": (_I, (_P, _U)),
     "bpf_program__attach": (_P, (_P,)),
     "bpf_program__attach_cgroup": (_P, (_P, _I)),
     "bpf_link__pin": (_I, (_P, _S)),
     "bpf_link__destroy": (_I, (_P,)),
+    "bpf_link__disconnect": (None, (_P,)),
+    "bpf_link__fd": (_I, (_P,)),
     "bpf_obj_get": (_I, (_S,)),
     "bpf_obj_get_info_by_fd": (_I, (_I, _P, ctypes.POINTER(_U))),
     "bpf_iter_create": (_I, (_I,)),
@@ -248,6 +256,49 @@ class Object:
                 remedy="see `corral doctor` for what this kernel lacks",
             )
         return Link(int(link))
+
+    def map_fd(self, name: str) -> int:
+        """The descriptor of a map of this object, which is loaded; it is closed with the object."""
+        return int(self._lib.bpf_map__fd(self._map(name)))
+
+    def _map(self, name: str) -> int:
+        return next(m for m in self._each("bpf_object__next_map") if self._lib.bpf_map__name(m).decode() == name)
+
+    def prepare_struct_ops(self, name: str, *, sleepable: Collection[str] = ()) -> None:
+        """Before ``load``: operations that are registered by a link and so end with it. libbpf before 1.3 knows neither
+        the section ``.struct_ops.link`` nor ``struct_ops.s``; the flags behind them it hands on."""
+        self._lib.bpf_map__set_map_flags(self._map(name), _BPF_F_LINK)
+        for p in self._each("bpf_object__next_program"):
+            if self._lib.bpf_program__name(p).decode() in sleepable:
+                self._lib.bpf_program__set_flags(p, _BPF_F_SLEEPABLE)
+
+    def attach_struct_ops(self, name: str) -> int:
+        """Register the operations ``name``, which were prepared and loaded. Returns the descriptor of the link, which
+        is the caller's: they are in force until it is closed."""
+        lib, of_map = self._lib, self._map(name)
+        ctypes.set_errno(0)
+        link = lib.bpf_map__attach_struct_ops(of_map)
+        if link:
+            map_fd, fd = lib.bpf_map__fd(of_map), lib.bpf_link__fd(link)
+            if fd != map_fd:  # libbpf 1.3 and later make the link
+                fd = os.dup(fd)
+                lib.bpf_link__destroy(link)
+                return int(fd)
+            lib.bpf_link__disconnect(link)
+            lib.bpf_link__destroy(link)  # before, they only filled in the map
+            fd = lib.bpf_link_create(map_fd, 0, _BPF_STRUCT_OPS, None)
+            if fd >= 0:
+                return int(fd)
+            code = -fd
+        else:
+            code = ctypes.get_errno()
+        raise AttachFailed(
+            f"the operations {name} of {self.path.name} cannot be registered: {reason(code)}",
+            errno=code,
+            remedy="only one can be at a time: end the other one"
+            if code == errno.EBUSY
+            else "the kernel's log (dmesg) may say why",
+        )
 
     def close(self) -> None:
         if self._object:
