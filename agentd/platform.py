@@ -10,11 +10,13 @@ import structlog
 
 from agentd.config import Config
 from bpf import BpfError, Event, KernelSide, PinsInUse
+from bpf.sched import Scheduler
 from controller.backend import Backend
 from controller.cgroup import NoUsableCgroups, Tree, detect
 from controller.enforce import Enforcer
 from controller.kernelside import KernelSide as KernelSidePort
 from controller.model import AlreadyExists
+from controller.scheduling import Scheduling
 
 _DEMANDED: Final = frozenset({"memory", "cpu", "pids"})
 
@@ -38,7 +40,8 @@ def choose_backend(config: Config) -> Backend:
         if config.daemon.mode == "enforce":
             raise CannotEnforceHere(f'daemon.mode is "enforce", but limits cannot be enforced here: {err}') from err
         return _observer(f"only observing, no limits: {err}")
-    return Enforcer(tree, lambda root, on_event: open_kernel_side(config, root, on_event))
+    scheduling = Scheduling(Scheduler if config.sched.mode == "auto" else None)
+    return Enforcer(tree, lambda root, on_event: open_kernel_side(config, root, on_event), scheduling)
 
 
 def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], None]) -> KernelSidePort:

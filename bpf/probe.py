@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bpf import trial
+from bpf import sched, trial
 from bpf.errors import Unavailable
 from bpf.libbpf import library
 from bpf.loader import OBJECTS, PARTS
@@ -144,7 +144,12 @@ class _Probe:
             tried=True,
         )
         self._add("lsm", self._lsm, "file and mount policies per call", "boot with lsm=...,bpf", tried=True)
-        self._add("sched_ext", self._sched_ext, "no CPU scheduling by latency class", "a kernel 6.12 or later")
+        self._add(
+            "sched_ext",
+            _sched_ext,
+            "no CPU scheduling by latency class (sched.mode): calls have cgroup weights",
+            "a kernel 6.19 or later with CONFIG_SCHED_CLASS_EXT",
+        )
         self._add("tracefs", _tracefs, "`corral trace` cannot run", "mount -t tracefs tracefs /sys/kernel/tracing")
         self._add(
             "kernel headers",
@@ -230,13 +235,6 @@ class _Probe:
             trial.attach_traced(fd)
         return "attached to file_open"
 
-    def _sched_ext(self) -> str:
-        state = Path("/sys/kernel/sched_ext/state")
-        if not state.exists():
-            built = self._types is not None and self._types.has_struct("sched_ext_ops")
-            raise OSError(2, "built in, but not shown in /sys/kernel/sched_ext" if built else "the kernel has none")
-        return f"state: {state.read_text().strip()}"
-
     def _lockdown(self) -> str:
         """Found means: nothing that we need is locked."""
         with trial.loaded(trial.RAW_TRACEPOINT, trial.READ_KERNEL):
@@ -246,6 +244,14 @@ class _Probe:
                 return "kernel memory may be read, user memory written"
         except OSError:
             return "kernel memory may be read; user memory not written, as with lockdown=integrity"
+
+
+def _sched_ext() -> str:
+    why = sched.unavailable()
+    if why:
+        raise OSError(2, why)
+    name = sched.running()
+    return f"in force: {name}" if name else "can be had; the kernel's own scheduler is in force"
 
 
 def _ring_buffer() -> str:

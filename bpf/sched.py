@@ -73,7 +73,9 @@ class Scheduler:
     def __init__(self, shares: dict[int, Share] | None = None, objects: Path = OBJECTS) -> None:
         why = unavailable()
         if why:
-            raise Unavailable(why, remedy='boot Linux 6.19 or later with CONFIG_SCHED_CLASS_EXT, or set sched.mode="off"')
+            raise Unavailable(
+                why, remedy='boot Linux 6.19 or later with CONFIG_SCHED_CLASS_EXT, or set sched.mode="off"'
+            )
         path = objects / "sched.bpf.o"
         if not path.is_file():
             raise Unavailable(f"{path}: no compiled object", remedy="run scripts/build-bpf")

@@ -23,7 +23,7 @@ INGRESS, EGRESS, DEVICE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6 = 0, 1, 6, 10, 1
 RAW_TP, FENTRY, LSM_MAC, ITER = 23, 24, 27, 28
 RINGBUF, PERCPU_HASH = 27, 5
 SEND_SIGNAL, PROBE_WRITE_USER, PROBE_READ_KERNEL = 109, 36, 113
-_FUNC, _TYPEDEF, _STRUCT = 12, 8, 4  # BTF kinds
+_FUNC, _TYPEDEF = 12, 8  # BTF kinds
 _PERF_EVENT_OPEN: Final = {"x86_64": 298, "aarch64": 241, "riscv64": 241}
 
 
@@ -102,12 +102,6 @@ class KernelTypes:
 
     def function(self, name: str) -> int:
         return self._find(name, _FUNC)
-
-    def has_struct(self, name: str) -> bool:
-        try:
-            return self._find(name, _STRUCT) > 0
-        except OSError:
-            return False
 
     def close(self) -> None:
         library().btf__free(self._btf)

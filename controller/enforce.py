@@ -54,6 +54,7 @@ from controller.model import (
 )
 from controller.records import encode
 from controller.rootlock import lock_root
+from controller.scheduling import Scheduling
 from controller.squeezing import Squeezer, under_squeeze
 
 log = structlog.get_logger("corral.enforce")
@@ -74,8 +75,8 @@ OpenKernel = Callable[[Path, Callable[[Event], None]], KernelSide]
 class Enforcer(Groups):
     """See controller.backend.Backend. ``tree`` may have been prepared already."""
 
-    def __init__(self, tree: Tree, open_kernel: OpenKernel) -> None:
-        super().__init__(tree)
+    def __init__(self, tree: Tree, open_kernel: OpenKernel, scheduling: Scheduling | None = None) -> None:
+        super().__init__(tree, scheduling)
         self._open_kernel = open_kernel
         self._squeezer = Squeezer(self._pace, lambda: "network" in self._parts)
         self._missing: list[str] = [*tree.host.problems]
@@ -109,7 +110,7 @@ class Enforcer(Groups):
     @property
     def missing(self) -> tuple[str, ...]:
         problem = self._full_disk.problem if self._full_disk is not None else ""
-        return (*self._missing, *self._unset.values(), *([problem] if problem else ()))
+        return (*self._missing, *self._unset.values(), *([problem] if problem else ()), *self._scheduling.problems)
 
     def lineage(self) -> Lineage | None:
         """Processes of attached sessions as the kernel side tells of them; None: the process connector must do."""
@@ -142,6 +143,7 @@ class Enforcer(Groups):
         return self.find(self._kernel)
 
     def stop(self) -> None:
+        self._scheduling.stop()
         if self._stalls is not None:
             self._stalls.close()
         if self._kernel is not None:
@@ -197,7 +199,9 @@ class Enforcer(Groups):
             self._watcher.add(leaf.group, lambda event: self._on_group(leaf.ref, event))
 
     def remember(self, ref: CallRef, record: CallRecord) -> None:
-        self._leaf(ref).group.set_xattr(encode(record))
+        leaf = self._leaf(ref)
+        leaf.group.set_xattr(encode(record))
+        self._scheduling.call(leaf.cgroup_id, self._tree.tenant(ref.tenant_id).id, record.call)
 
     def adopt_call(self, ref: CallRef, record: CallRecord) -> None:
         group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
@@ -208,6 +212,7 @@ class Enforcer(Groups):
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
             self._register(leaf, view.intent, view.grant.tripwire)
         self._squeezer.restore(leaf)
+        self._scheduling.call(leaf.cgroup_id, self._tree.tenant(ref.tenant_id).id, view)
         self._know(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
@@ -292,6 +297,7 @@ class Enforcer(Groups):
         self._leaf(ref).group.reclaim(nbytes)
 
     def begin_round(self) -> None:
+        self._scheduling.tick()
         if self._full_disk is not None:
             self._full_disk.round(calls=bool(self._leaves))
         self._round = self._kernel.all_counters() if self._kernel is not None and self._leaves else {}
@@ -393,6 +399,7 @@ class Enforcer(Groups):
             return False
         if self._kernel is not None:
             self._kernel.forget(leaf.cgroup_id)
+        self._scheduling.forget(leaf.cgroup_id)
         self._leaves.pop(ref.call_id, None)
         self._by_cgroup.pop(leaf.cgroup_id, None)
         return True

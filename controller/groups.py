@@ -16,6 +16,7 @@ from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
 from controller.kernelside import KernelSide
 from controller.model import UNLIMITED, CannotEnforce, ControllerError, Limits, SessionId, TenantId, TenantView
 from controller.records import decode, encode
+from controller.scheduling import Scheduling
 
 _ALL: Final = 1 << 46  # bytes: 64 TiB, the most that a limit may be
 
@@ -23,8 +24,9 @@ _ALL: Final = 1 << 46  # bytes: 64 TiB, the most that a limit may be
 class Groups:
     """The part of the enforcing backend that knows no call. See controller.backend.Backend."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, scheduling: Scheduling | None = None) -> None:
         self._tree = tree
+        self._scheduling = scheduling or Scheduling()
         self._kernel: KernelSide | None = None
         self._agents = AgentWatch()
         self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
@@ -71,6 +73,9 @@ class Groups:
         for group in found.sessions:
             with self._reporting(group, strange):
                 sessions.append(decode(SessionRecord, group.get_xattr()))
+                if self._scheduling.wanted:
+                    session_id = sessions[-1].session.id
+                    self._scheduling.quota(session_id, f"session {session_id}", group.limits())
         ids = set()
         for group in found.calls:
             with self._reporting(group, strange):
@@ -107,6 +112,7 @@ class Groups:
         )
         self._pace(group, tenant.limits.egress_max)
         group.set_xattr(encode(tenant))
+        self._scheduling.tenant(tenant)
         self._unset.pop(tenant.id, None)
         if notes:
             self._unset[tenant.id] = f"limits of tenant {tenant.name!r} are not all in force: {'; '.join(notes)}"
@@ -125,6 +131,7 @@ class Groups:
         group = self._tree.tenant(tenant_id)
         self._pace(group, UNLIMITED)
         group.delete()
+        self._scheduling.quota(tenant_id, "", None)
         self._unset.pop(tenant_id, None)
 
     def add_session(self, record: SessionRecord) -> None:
@@ -146,6 +153,8 @@ class Groups:
         group = self._tree.session(tenant_id, session_id)
         notes = group.set(limits)
         self._pace(group, limits.egress_max)
+        if limits.cpu_max is not None:
+            self._scheduling.quota(session_id, f"session {session_id}", limits)
         return notes
 
     def enter_session(self, tenant_id: TenantId, session_id: SessionId, pid: int) -> None:
@@ -198,6 +207,7 @@ class Groups:
             self._tree.calls(tenant_id, session_id).delete()  # busy while a call's end is not on disk
             self._pace(group, UNLIMITED)
             self._agents.forget(self._kernel, session_id)
+            self._scheduling.quota(session_id, "", None)
             group.delete(recursive=True)
         except GroupBusy:
             return False

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
 
+from agentd.config.sched import SchedSection
 from controller.model import Limits
 from controller.model.intent import MAX_CORES, MAX_DURATION, MAX_MEMORY, MAX_PIDS, MIN_MEMORY
 from controller.model.limits import MAX_RATE, MIN_EGRESS, MIN_IO
@@ -466,6 +467,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ledger: LedgerSection = field(default_factory=LedgerSection)
     metrics: MetricsSection = field(default_factory=MetricsSection)
     attach: AttachSection = field(default_factory=AttachSection)
+    sched: SchedSection = field(default_factory=SchedSection)
     prices: PricesSection = field(default_factory=PricesSection)
     gpu: GpuSection = field(default_factory=GpuSection)
     engines: Annotated[dict[str, EngineSection], doc("Inference engines by name.", live=True)] = field(

@@ -20,6 +20,13 @@ struct corral_sched_call {
 	__u32 pad;
 };
 
+/* Made by user space with the call, then written by the kernel side alone. */
+struct corral_sched_clock {
+	__u64 at;	/* virtual nanoseconds */
+	__u32 runnable; /* tasks */
+	__u32 counted;	/* the weight by which it counts in its tenant, 0 while none of its tasks is runnable */
+};
+
 /* Why the kernel, or we, ended it. Written once, by the kernel side. */
 struct corral_sched_end {
 	__u64 kind; /* enum scx_exit_kind */

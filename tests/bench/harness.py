@@ -126,16 +126,18 @@ async def corral(
     *,
     settings: Mapping[str, Table] | None = None,
     tenant: Table | None = None,
+    others: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Corral]:
-    """A daemon of its own, ready, with a session; purged at the end, whatever happens. Raises EmbeddedError."""
+    """A daemon of its own, ready, with a session; purged at the end, whatever happens. ``others``: further tenants.
+    Raises EmbeddedError."""
     if not os.access(LAUNCHER, os.X_OK):
         raise BenchError("corral-exec is not built: scripts/setup builds it with gcc; see .cache/setup.log")
     directory = context.directory / f"d{len(list(context.directory.glob('d*')))}"
     directory.mkdir()
     daemon = EmbeddedDaemon(
         directory,
-        tenants={TENANT: tenant or {}},
+        tenants={TENANT: tenant or {}, **{name: {} for name in others}},
         settings={"daemon": {"log_format": "text"}, **(settings or {})},
         label="corral-bench",
     )
