@@ -58,7 +58,7 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
         raise AlreadyExists(err.message, remedy=err.remedy) from err  # going without would hide a wrong configuration
     except BpfError as err:
         cause = err
-    from controller.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for
+    from controller.processes.netlink import NetlinkSide  # pyroute2 costs memory that a daemon with eBPF has no use for
 
     return NetlinkSide.open(cgroup=root, on_event=on_event, because=cause)
 
@@ -69,7 +69,7 @@ def _completed(side: KernelSide, root: Path, on_event: Callable[[Event], None]) 
 
     if side.parts >= STANDS_IN_FOR:
         return side
-    from controller.netlink import NetlinkSide
+    from controller.processes.netlink import NetlinkSide
 
     # execs are told once: by the side that has them
     told = on_event if "lifecycle" not in side.parts else lambda _: None

@@ -18,7 +18,6 @@ from typing import Final
 
 import structlog
 
-from controller import procfs
 from controller.backend import (
     CallRecord,
     CallRef,
@@ -46,7 +45,8 @@ from controller.model import (
     Usage,
     WrongState,
 )
-from controller.proctree import ZERO, Forest, Tree, Use, open_pidfd, ticks_now, waiter_of
+from controller.processes import procfs
+from controller.processes.tree import ZERO, Forest, Tree, Use, open_pidfd, ticks_now, waiter_of
 
 log = structlog.get_logger("corral.observe")
 

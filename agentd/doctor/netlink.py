@@ -14,11 +14,11 @@ _PATIENCE: Final = 10.0  # seconds for the probe of netlink, which takes 0.2
 
 
 def start() -> subprocess.Popen[str] | OSError:
-    """In a process of its own, beside the rest: see controller.procprobe for why. What kept it from starting is told
-    in its place: an interpreter below another user's home, say."""
+    """In a process of its own, beside the rest: see controller.processes.probe for why. What kept it from starting is
+    told in its place: an interpreter below another user's home, say."""
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "controller.procprobe"],
+            [sys.executable, "-m", "controller.processes.probe"],
             cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

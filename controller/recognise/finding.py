@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from controller import procfs
-from controller.procfs import ProcStat
+from controller.processes import procfs
+from controller.processes.procfs import ProcStat
 from controller.recognise.attachment import Attachment
 from controller.recognise.source import arguments, group_of, is_within, program
 

@@ -11,7 +11,6 @@ from typing import Final
 
 import structlog
 
-from controller import procfs
 from controller.backend import Backend
 from controller.host import Host
 from controller.model import (
@@ -24,7 +23,8 @@ from controller.model import (
     SessionView,
     WrongState,
 )
-from controller.procerrors import NetlinkError
+from controller.processes import procfs
+from controller.processes.errors import NetlinkError
 from controller.recognise.attachment import Attachment
 from controller.recognise.finding import NotAnAgent, descendants, found_processes, monotonic_of
 from controller.recognise.machine import (

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-from controller import procfs
 from controller.cgroup import NoSuchProcess
 from controller.cgroup.membership import read_membership
-from controller.procevents import Kind, ProcessEvents
+from controller.processes import procfs
+from controller.processes.events import Kind, ProcessEvents
 from controller.recognise.machine import Event, Executed, Exited, Forked
 
 _ARGUMENTS: Final = 4096  # bytes of a command line that are looked at

@@ -15,10 +15,10 @@ import pytest
 from bpf import Event, ExecEvent, NetworkPolicy, NotRegistered, Unavailable
 from controller.cgroup import Group, Tree
 from controller.kernelside import KernelSide
-from controller.netlink import NetlinkSide
-from controller.procerrors import NoProcessEvents
-from controller.procevents import Kind, ProcessEvents
-from controller.procstats import TaskStats
+from controller.processes.errors import NoProcessEvents
+from controller.processes.events import Kind, ProcessEvents
+from controller.processes.netlink import NetlinkSide
+from controller.processes.stats import TaskStats
 from tests.host.cgroup_tools import Session, child, go, line, temporary_tree
 
 pytestmark = pytest.mark.host
@@ -303,7 +303,7 @@ def test_where_nothing_is_to_be_had_the_reason_for_no_ebpf_is_raised() -> None:
         "import ctypes, os\n"
         "from pathlib import Path\n"
         "from bpf import Unavailable\n"
-        "from controller.netlink import NetlinkSide\n"
+        "from controller.processes.netlink import NetlinkSide\n"
         "if ctypes.CDLL(None, use_errno=True).unshare(0x10000000):\n"  # CLONE_NEWUSER
         "  print('no namespace', ctypes.get_errno(), flush=True); os._exit(9)\n"
         "try: NetlinkSide.open(cgroup=Path('/'), on_event=print, because=Unavailable('no BTF'))\n"

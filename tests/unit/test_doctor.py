@@ -74,7 +74,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 def _is_our_probe(process: Path) -> bool:
     try:
         line = (process / "cmdline").read_bytes()
-        return b"controller.procprobe" in line and f"\nPPid:\t{os.getpid()}\n" in (process / "status").read_text()
+        return b"controller.processes.probe" in line and f"\nPPid:\t{os.getpid()}\n" in (process / "status").read_text()
     except OSError:
         return False
 
@@ -224,7 +224,7 @@ def test_a_module_is_found_without_loading_it() -> None:
 
 def test_the_netlink_probe_by_itself() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "controller.procprobe"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "controller.processes.probe"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     told = json.loads(done.stdout)
     assert list(told) == ["process connector", "taskstats"]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.taskstats import tcmd
 
-from controller.procevents import Kind, ProcEvent, decode, request
-from controller.procgroup import printable
-from controller.procstats import NOTHING, TaskUse, ask_for
-from controller.procstats import decode as decode_stats
+from controller.processes.events import Kind, ProcEvent, decode, request
+from controller.processes.group import printable
+from controller.processes.stats import NOTHING, TaskUse, ask_for
+from controller.processes.stats import decode as decode_stats
 
 
 def connector(what: int, *numbers: int) -> bytes:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from controller import procfs
 from controller.backend import Backend, CallRecord, CallRef, SessionRecord, Whose
 from controller.model import (
     CallId,
@@ -35,6 +34,7 @@ from controller.model import (
     new_tenant_id,
 )
 from controller.observe import Observer
+from controller.processes import procfs
 
 MIB = 1 << 20
 BUSY = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller import procfs
-from controller.procfs import ProcIo, ProcStat
-from controller.proctree import ZERO, Forest, Tree, Waiter, waiter_of
+from controller.processes import procfs
+from controller.processes.procfs import ProcIo, ProcStat
+from controller.processes.tree import ZERO, Forest, Tree, Waiter, waiter_of
 
 NAME = b"CORRAL_CALL"
 

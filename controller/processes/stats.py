@@ -1,7 +1,7 @@
 """taskstats: what a task used, asked for while it lives, and told by the kernel when it ends.
 
-The layout is that of include/uapi/linux/taskstats.h; pyroute2 makes the requests (see controller.procevents for why it
-does not read). The kernel rounds bytes down to KiB, for each task.
+The layout is that of include/uapi/linux/taskstats.h; pyroute2 makes the requests (why it does not read: see
+controller.processes.events). The kernel rounds bytes down to KiB, for each task.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 from pyroute2.netlink import GENL_ID_CTRL, NLM_F_REQUEST, NLMSG_ERROR, ctrlmsg
 from pyroute2.netlink.taskstats import TASKSTATS_CMD_GET, tcmd
 
-from controller.procerrors import NoTaskStats
-from controller.procevents import receive_buffer
+from controller.processes.errors import NoTaskStats
+from controller.processes.events import receive_buffer
 
 _NETLINK_GENERIC: Final = 16  # include/uapi/linux/netlink.h
 _CTRL_CMD_GETFAMILY: Final = 3

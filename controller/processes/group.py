@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from controller.cgroup.detect import parse_mountinfo
-from controller.procfs import read
+from controller.processes.procfs import read
 
 _FILEID_KERNFS: Final = 0xFE  # include/linux/exportfs.h: a handle that is the 64-bit id alone
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""``python -m controller.procprobe``: whether the process connector and taskstats can be had, as one line of JSON.
+"""``python -m controller.processes.probe``: whether process connector and taskstats can be had, as one line of JSON.
 
 A program of its own, because pyroute2 takes 12 MiB for good, and the daemon that asks has eBPF most of the time.
 """
@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from controller.procerrors import NetlinkError, NoProcessEvents
-from controller.procevents import ProcessEvents
-from controller.procstats import TaskStats
+from controller.processes.errors import NetlinkError, NoProcessEvents
+from controller.processes.events import ProcessEvents
+from controller.processes.stats import TaskStats
 
 
 def try_all() -> dict[str, dict[str, str]]:

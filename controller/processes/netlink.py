@@ -23,11 +23,11 @@ import structlog
 
 from bpf import BpfError, Counters, Event, ExecEvent, NetworkPolicy, NotRegistered, TooManyCalls, Unavailable
 from bpf.types import MAX_CALLS
-from controller import procfs
-from controller.procerrors import NetlinkError, NoTaskStats
-from controller.procevents import Kind, ProcessEvents, ProcEvent
-from controller.procgroup import Naming, command_of, path_of, threads
-from controller.procstats import NOTHING, EndedTask, TaskStats, TaskUse
+from controller.processes import procfs
+from controller.processes.errors import NetlinkError, NoTaskStats
+from controller.processes.events import Kind, ProcessEvents, ProcEvent
+from controller.processes.group import Naming, command_of, path_of, threads
+from controller.processes.stats import NOTHING, EndedTask, TaskStats, TaskUse
 
 log = structlog.get_logger("corral.netlink")
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from controller import procfs
-from controller.procfs import ProcStat
+from controller.processes import procfs
+from controller.processes.procfs import ProcStat
 
 _KILL_PASSES: Final = 32
 _MAX_DEPTH: Final = 4096  # parents that are walked up; a longer chain is left alone

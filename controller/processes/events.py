@@ -26,7 +26,7 @@ from pyroute2.netlink.connector.cn_proc import (
     proc_event_control,
 )
 
-from controller.procerrors import NoProcessEvents
+from controller.processes.errors import NoProcessEvents
 
 _NETLINK_CONNECTOR: Final = 11  # include/uapi/linux/netlink.h
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; not in Python's socket module
