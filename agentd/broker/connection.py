@@ -160,7 +160,11 @@ class Connection:
                 length, ancillary, flags, _ = self._sock.recvmsg_into([_BUFFER], _ANCILLARY, _FLAGS)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:  # ECONNRESET: it closed with messages of ours unread
+            except ConnectionResetError:
+                # It closed with a message of ours (ACTED) unread. The kernel tells that once, and before what it had
+                # said itself: its END may still come, and after it the end of file.
+                continue
+            except OSError:
                 self._peer_gone()
                 return
             descriptors = passed_descriptors(ancillary)

@@ -319,6 +319,20 @@ async def test_hang_up_of_a_running_call(connect: Clients, handler: Recorder) ->
     assert await handler.next("hung_up") == ("hung_up", call_id)
 
 
+async def test_a_launcher_that_leaves_before_it_reads_acted_has_ended_all_the_same(
+    connect: Clients, handler: Recorder
+) -> None:
+    """The kernel tells of what it left unread before it hands out its END."""
+    client = connect()
+    client.begin()
+    call_id = await client.granted()
+    assert await handler.next("begin") == ("begin", call_id)
+    handler.links[call_id].acted()
+    client.send(wire.End(wait_status=0, want=False))
+    client.close()
+    assert await handler.events.get() == ("ended", call_id, 0, False)
+
+
 async def test_hang_up_while_its_end_is_handled_is_none(connect: Clients, handler: Recorder, broker: Broker) -> None:
     handler.outcome_gate = asyncio.Event()
     client = connect()
