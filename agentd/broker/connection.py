@@ -343,7 +343,8 @@ class Connection:
     # --- out
 
     def _send(self, message: wire.Message, *, may_skip: bool = False) -> None:
-        """Send, if the peer is there. One that does not read until its buffer is full is treated as gone."""
+        """Send, if the peer is there. One that does not read until its buffer is full is treated as gone. One that has
+        closed is heard out first: its END may still be unread, and the end of file behind it is the hang-up."""
         if self.closed:
             return
         try:
@@ -351,7 +352,10 @@ class Connection:
         except BlockingIOError:
             if not may_skip:
                 self._loop.call_soon(self._hang_up)
-        except OSError:  # EPIPE, ECONNRESET
+        except (BrokenPipeError, ConnectionResetError):
+            if self._gone:  # nobody reads from it any more
+                self._loop.call_soon(self._hang_up)
+        except OSError:
             self._loop.call_soon(self._hang_up)
 
     def _violated(self, problem: str) -> None:

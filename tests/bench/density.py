@@ -2,7 +2,7 @@
 the simulator, under Corral's policies and under what people do today.
 
 A number of agents fits when no agent is lost, no call is killed and the mean slow-down is at most 1.2. The live runs of
-the cells at the edge are not part of this.
+the cells at the edge are bench density-live's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from controller.simulate.density import by_count, densest, physical_limit
 from controller.simulate.density import measure as measure_cell
-from controller.simulate.plan import Plan, plan
+from controller.simulate.plan import MB, Plan, plan
 from controller.simulate.policies import policy
 from controller.simulate.trace import TraceError, read_trace
 from tests.bench.harness import BenchError, Context
@@ -93,14 +93,14 @@ async def measure(context: Context) -> Result:
     return result
 
 
-def read_plans() -> list[Plan]:
+def read_plans(*, scale: float = 1.0, base_bytes: int = 185 * MB) -> list[Plan]:
     """The traces of the directory that CORRAL_TRACES names, else of shared/traces beside the checkout. BenchError."""
     folder = Path(os.environ.get(TRACES) or REPOSITORY.parent / "shared" / "traces" / "compact")
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise BenchError(f"no traces in {folder}; set {TRACES} to a directory of agentcg-compact-v1 files")
     try:
-        return [plan(read_trace(path), speed=SPEED) for path in paths]
+        return [plan(read_trace(path), speed=SPEED, scale=scale, base_bytes=base_bytes) for path in paths]
     except TraceError as err:
         raise BenchError(str(err)) from err
 

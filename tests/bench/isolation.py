@@ -81,7 +81,7 @@ class Run:
 async def measure(context: Context) -> Result:
     rounds = context.count(full=20, quick=2)
     settings = SETTINGS[:1] if context.quick else SETTINGS
-    result = Result(runs=rounds, mode="hybrid" if (_memory_root() / "memory.usage_in_bytes").exists() else "unified")
+    result = Result(runs=rounds, mode="hybrid" if (memory_root() / "memory.usage_in_bytes").exists() else "unified")
     for setting in settings:
         plans = _plans(setting)
         runs: dict[str, list[Run]] = {cell: [] for cell in CELLS}
@@ -124,8 +124,8 @@ async def _run(context: Context, cell: str, setting: Setting, plans: dict[str, P
     with _Groups(setting.total, split=cell == "split") as groups:
         played = await _together(
             {name: plans[name] for name in names},
-            {name: Stage(replayer=groups.wrapper(name, folder), launcher=None, folder=folder, environment=_clean())
-             for name in names},
+            {name: Stage(replayer=groups.wrapper(name, folder), launcher=None, folder=folder,
+                         environment=clean_environment()) for name in names},
         )  # fmt: skip
         return Run(played=played, oom_kills=groups.oom_kills())
 
@@ -142,14 +142,14 @@ async def _together(
     return {name: task.result() for name, task in tasks.items()}
 
 
-def _clean() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
 
 
 # --- without Corral
 
 
-def _memory_root() -> Path:
+def memory_root() -> Path:
     """The hierarchy that limits memory."""
     for mount in cgroup_mounts():
         if (mount / "memory.usage_in_bytes").exists() or "memory" in _controllers(mount):
@@ -170,7 +170,7 @@ class _Groups:
 
     def __init__(self, total: int, *, split: bool) -> None:
         name = f"corral-bench-isolation-{os.getpid()}"
-        self._root = _memory_root()
+        self._root = memory_root()
         self._top = self._root / name
         cpu = next((mount for mount in cgroup_mounts() if (mount / "cpu.shares").exists()), self._root)
         self._tops = list(dict.fromkeys((self._top, cpu / name)))
@@ -251,16 +251,16 @@ async def _daemon(context: Context, setting: Setting) -> AsyncIterator[tuple[Emb
 
 async def _ours(context: Context, setting: Setting, plans: dict[str, Plan], folder: Path) -> Run:
     async with _daemon(context, setting) as (daemon, client):
-        top = _memory_root() / daemon.name
+        top = memory_root() / daemon.name
         own = top / "agentd"  # the daemon is no part of the experiment: what it holds now is put on top
-        holds = int(_usage(own).read_text("ascii")) if own.is_dir() else 0
+        holds = int(usage_file(own).read_text("ascii")) if own.is_dir() else 0
         limit(top, setting.total + holds)
         sessions = {}
         for name in NAMES:
             request = pb.OpenSessionRequest(tenant=name, name=name, uid=os.getuid())
             opened = await client.call(client.agent.OpenSession, request)
             sessions[name] = (opened.session.id, opened.token)
-        environment = {**_clean(), "CORRAL_SOCKET": str(daemon.broker_socket), "PYTHONPATH": str(REPOSITORY)}
+        environment = {**clean_environment(), "CORRAL_SOCKET": str(daemon.broker_socket), "PYTHONPATH": str(REPOSITORY)}
         stage = Stage(replayer=REPLAYER, launcher=LAUNCHER, folder=folder, environment=environment)
         try:
             played = await _together(plans, dict.fromkeys(NAMES, stage), sessions)
@@ -277,7 +277,7 @@ async def _ours(context: Context, setting: Setting, plans: dict[str, Plan], fold
         return run
 
 
-def _usage(group: Path) -> Path:
+def usage_file(group: Path) -> Path:
     v1 = group / "memory.usage_in_bytes"
     return v1 if v1.exists() else group / "memory.current"
 

@@ -333,6 +333,19 @@ async def test_a_launcher_that_leaves_before_it_reads_acted_has_ended_all_the_sa
     assert await handler.events.get() == ("ended", call_id, 0, False)
 
 
+async def test_a_launcher_that_has_left_when_acted_is_told_has_ended_all_the_same(
+    connect: Clients, handler: Recorder
+) -> None:
+    client = connect()
+    client.begin()
+    call_id = await client.granted()
+    assert await handler.next("begin") == ("begin", call_id)
+    client.send(wire.End(wait_status=0, want=False))
+    client.close()
+    handler.links[call_id].acted()  # the broker has not come to read the END yet
+    assert await handler.events.get() == ("ended", call_id, 0, False)
+
+
 async def test_hang_up_while_its_end_is_handled_is_none(connect: Clients, handler: Recorder, broker: Broker) -> None:
     handler.outcome_gate = asyncio.Event()
     client = connect()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -63,11 +63,30 @@ class Played:
     calls: list[Result]
 
 
-async def play(plan: Plan, stage: Stage, *, tag: str, session: str, token: str, tenant: str) -> Played:
+@dataclass(slots=True)
+class AgentClock:
+    """What an agent's clock shows, for whoever wants to know on the way. ``zero`` None: it has not begun."""
+
+    zero: float | None = None  # the moment (monotonic) at which it showed 0, had it never stood
+    stands_at: float | None = None
+    began: float | None = None  # the moment at which it began
+    ready: Callable[[], Awaitable[None]] | None = None  # called when it could begin; it begins when that is done
+
+    def shows(self, now: float) -> float:
+        """Seconds of the plan that are done."""
+        if self.stands_at is not None:
+            return self.stands_at
+        return now - self.zero if self.zero is not None else 0.0
+
+
+async def play(
+    plan: Plan, stage: Stage, *, tag: str, session: str, token: str, tenant: str, clock: AgentClock | None = None
+) -> Played:
     """Raises CliError when the framework cannot be started. A call that fails is a result, not an error.
 
     When this is cancelled, every process that it started is ended before it returns.
     """
+    clock = clock if clock is not None else AgentClock()
     environment = dict(stage.environment)
     if session:
         environment |= {"CORRAL_SESSION": session, "CORRAL_TOKEN": token}
@@ -80,18 +99,21 @@ async def play(plan: Plan, stage: Stage, *, tag: str, session: str, token: str, 
             framework_result = Result(
                 label="framework", planned_seconds=plan.framework.end, planned_peak=plan.framework.peak_bytes
             )
+            if clock.ready is not None:
+                await clock.ready()
             await _begin(framework, plan, plan.framework)
         start = time.monotonic()
         async with asyncio.TaskGroup() as group:
             if framework is not None and framework_result is not None:
                 group.create_task(_finish(framework, framework_result, start))
             calls = await _go_through(
-                plan, framework, group, lambda call, due: _call(call, stage, tag, due, environment)
+                plan, framework, group, lambda call, due: _call(call, stage, tag, due, environment), clock
             )
         wall = time.monotonic() - start
     finally:
         if framework is not None:
             await _end(framework)
+            await _close_stdin(framework)
     if framework_result is not None:
         _read_report(report, framework_result)
     return Played(
@@ -160,11 +182,20 @@ async def _tell(framework: asyncio.subprocess.Process | None, text: str) -> None
         await framework.stdin.drain()
 
 
+async def _close_stdin(framework: asyncio.subprocess.Process) -> None:
+    """Where it died with words of ours unread, somebody must hear so, or the event loop complains."""
+    if framework.stdin is not None:
+        framework.stdin.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await framework.stdin.wait_closed()
+
+
 async def _go_through(
     plan: Plan,
     framework: asyncio.subprocess.Process | None,
     group: asyncio.TaskGroup,
     begin: Callable[[PlannedCall, float], Coroutine[None, None, Result]],
+    clock: AgentClock,
 ) -> list[Result]:
     """Begins each call at its moment of the agent's clock, which stands at the planned end of a call that still runs.
     ``begin`` gets the call and the moment (monotonic) at which it is due."""
@@ -172,15 +203,17 @@ async def _go_through(
     edges += [(call.start, True, call.number, call) for call in plan.calls]
     ends = sorted(_end_of(call) for call in plan.calls)
     tasks: dict[int, asyncio.Task[Result]] = {}
-    zero = time.monotonic()  # the moment at which the clock showed 0, had it never stood
+    clock.zero = clock.began = zero = time.monotonic()
     for at, begins, number, call in sorted(edges, key=lambda edge: edge[:3]):
         await asyncio.sleep(max(0.0, zero + at - time.monotonic()))
         if begins:
             tasks[number] = group.create_task(begin(call, zero + at))
             continue
         if not tasks[number].done():
+            clock.stands_at = at
             await asyncio.wait([tasks[number]])
-            zero = time.monotonic() - at
+            clock.zero = zero = time.monotonic() - at
+            clock.stands_at = None
         ends.pop(0)
         await _tell(framework, _go(time.monotonic() - zero, ends[0] if ends else None))
     if framework is not None and framework.stdin is not None:
