@@ -48,6 +48,7 @@ log = structlog.get_logger("corral.recognise")
 _ROUND: Final = 512  # events that one wake-up handles
 _MOVE_PASSES: Final = 16
 _CONTAINER_GRACE: Final = 2.0  # seconds in which the kernel ends what is of a container whose first process ended
+_LOOK_EVERY: Final = 1.0  # seconds between two looks at all processes: who makes events be lost must not keep us at it
 _LEAVE_RETRY: Final = 1.0  # seconds between looks whether a session that ends is empty of calls
 
 
@@ -80,6 +81,8 @@ class Recogniser:
         self._dropped = 0  # events, since the daemon started
         self._unseen = 0  # processes, by sources that are closed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._look: asyncio.TimerHandle | None = None
+        self._looked = float("-inf")
 
     @property
     def backend(self) -> Backend:
@@ -381,6 +384,9 @@ class Recogniser:
             self._unseen += self._source.unseen
             self._source.close()
             self._source = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     async def stop(self) -> None:
         """Calls and agents go on; the next daemon takes them over."""
@@ -403,17 +409,21 @@ class Recogniser:
             log.warning("process events were lost", times=source.lost - self._lost)
             self._dropped += source.lost - self._lost
             self._lost = source.lost
-            self._look_again()
+            if self._look is None:
+                loop = asyncio.get_running_loop()
+                self._look = loop.call_at(max(loop.time(), self._looked + _LOOK_EVERY), self._look_again)
 
     def _look_again(self) -> None:
         """After a loss: what is gone has ended, in a way that is not known; what is new is found."""
+        self._look, self._looked = None, asyncio.get_running_loop().time()
         at = time.monotonic_ns()
         for attached in list(self._attached.values()):
             for pid in list(self._machine.pids(attached.session.id)):
                 stat = procfs.read_stat(pid)
                 if stat is None or not stat.alive:
                     self._handle(self._machine.feed(Exited(at, pid, None)))
-            self._find(attached)
+            if attached.session.id in self._attached:  # its agent may be what is gone
+                self._find(attached)
 
     def _handle(self, steps: list[Step]) -> None:
         over = {step.key for step in steps if isinstance(step, Emptied)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,35 @@ async def test_a_recognised_call_is_placed_and_ends_with_its_status(bench: Bench
     [ended] = bench.calls()
     assert ended.outcome is not None
     assert (ended.outcome.reason, ended.outcome.wait_status) == (Reason.FAILED, 512)
+
+
+async def test_losses_one_after_the_other_cost_one_look_at_all_processes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that forks faster than it is heard must not keep the daemon looking through /proc."""
+    looks = 0
+    agent_pids = bench.backend.agent_pids
+
+    def counted(*whose: Any) -> Iterable[int]:
+        nonlocal looks
+        looks += 1
+        return agent_pids(*whose)
+
+    agent = bench.attach()
+    pid = await bench.begin(agent)
+    [call] = bench.calls()
+    monkeypatch.setattr(bench.backend, "agent_pids", counted)
+    bench.backend.leaves[call.id].pids.clear()
+    bench.children[-1].kill()
+    bench.children[-1].wait()
+    for _ in range(5):
+        bench.source.lost += 1
+        await bench.source.tell()
+    await until(lambda: bench.calls()[0].outcome is not None)  # the end of the call was among what was lost
+    assert not bench.recogniser.knows(pid)
+    assert looks < 5
+    assert "lost 5 times" in bench.recogniser.problems()[0]
+    await until(lambda: looks >= 2)  # what was lost since is found a second later
 
 
 async def test_a_call_waits_for_its_leaf_to_be_empty(bench: Bench) -> None:
