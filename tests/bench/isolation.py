@@ -179,6 +179,7 @@ class _Groups:
     def __enter__(self) -> _Groups:
         for top in self._tops:
             top.mkdir()
+        weigh(self._tops[-1])
         if "memory" in (have := _controllers(self._root)):
             (self._top / "cgroup.subtree_control").write_text("+memory +cpu" if "cpu" in have else "+memory")
         limit(self._top, self._total)
@@ -212,6 +213,16 @@ class _Groups:
 def limit(group: Path, nbytes: int) -> None:
     v1 = group / "memory.limit_in_bytes"
     (v1 if v1.exists() else group / "memory.max").write_text(str(nbytes))
+
+
+def weigh(group: Path) -> None:
+    """All of the CPU time that it wants, against whatever else this machine does: the cells are compared, not the
+    hours at which they ran."""
+    shares, weight = group / "cpu.shares", group / "cpu.weight"
+    if shares.exists():
+        shares.write_text("262144")
+    elif weight.exists():
+        weight.write_text("10000")
 
 
 def oom_kills(group: Path) -> int:
@@ -255,6 +266,8 @@ async def _ours(context: Context, setting: Setting, plans: dict[str, Plan], fold
         own = top / "agentd"  # the daemon is no part of the experiment: what it holds now is put on top
         holds = int(usage_file(own).read_text("ascii")) if own.is_dir() else 0
         limit(top, setting.total + holds)
+        for mount in cgroup_mounts():
+            weigh(mount / daemon.name)
         sessions = {}
         for name in NAMES:
             request = pb.OpenSessionRequest(tenant=name, name=name, uid=os.getuid())
