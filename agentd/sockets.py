@@ -16,5 +16,12 @@ def default_socket(name: str, environment: Mapping[str, str] = os.environ) -> st
     """Path of the socket ``name``; it need not exist."""
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     own = f"{runtime}/corral/{name}"
-    # os.path, as the hook and the CLI start for every command
-    return own if runtime.startswith("/") and os.path.exists(own) else f"{HOST_DIRECTORY}/{name}"  # noqa: PTH110
+    return own if runtime.startswith("/") and _is_ours(own) else f"{HOST_DIRECTORY}/{name}"
+
+
+def _is_ours(path: str) -> bool:
+    """`su` keeps the variable: root must not speak to a daemon of whoever it was before."""
+    try:
+        return os.stat(path).st_uid == os.geteuid()  # noqa: PTH116  the hook and the CLI start for every command
+    except OSError:
+        return False

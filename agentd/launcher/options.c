@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tell.h"
@@ -351,11 +352,12 @@ static const char *default_socket(void)
 {
 	static char own[108]; /* sun_path: a longer one could not be connected to */
 	const char *runtime = getenv("XDG_RUNTIME_DIR");
+	struct stat found;
 
 	if (!runtime || runtime[0] != '/' || strlen(runtime) + sizeof USER_SOCKET > sizeof own)
 		return DEFAULT_SOCKET;
 	strcat(strcpy(own, runtime), USER_SOCKET);
-	return access(own, F_OK) ? DEFAULT_SOCKET : own;
+	return stat(own, &found) || found.st_uid != geteuid() ? DEFAULT_SOCKET : own;
 }
 
 void options_read(struct options *options, struct wire_out *begin, int argc, char **argv)

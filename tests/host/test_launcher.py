@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,19 @@ async def test_not_found_and_not_executable(bench: Bench, tmp_path: Path) -> Non
     status, _, err = await bench.run(str(plain))
     assert (status, "Permission denied" in err) == (126, True)
     assert (await bench.handler.next("ended"))[2] == 127 << 8
+
+
+@pytest.mark.parametrize(("owner", "found"), [(0, True), (12345, False)])
+def test_another_users_daemon_is_not_the_default(tmp_path: Path, owner: int, found: bool) -> None:
+    """`su` keeps XDG_RUNTIME_DIR: root would hand its calls to whoever it was before."""
+    path = tmp_path / "corral" / "broker.sock"
+    path.parent.mkdir()
+    path.touch()
+    os.chown(path, owner, 0)
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([LAUNCHER, "true"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert (str(path) in done.stderr) is found
 
 
 async def test_a_script_without_interpreter_line_runs(bench: Bench, tmp_path: Path) -> None:

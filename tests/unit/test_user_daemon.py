@@ -10,6 +10,7 @@ import pytest
 from agentd.config import loads
 from agentd.sockets import BROKER, OPERATOR, default_socket
 from agentd.userdaemon import NoUserPlaces, UserPlaces, user_defaults, user_places
+from corral_client import broker
 
 UID = os.geteuid()
 MANAGER = f"user.slice/user-{UID}.slice/user@{UID}.service"
@@ -101,3 +102,14 @@ def test_clients_find_the_users_own_daemon_and_else_the_hosts(tmp_path: Path) ->
     assert default_socket(OPERATOR, given) == "/run/corral/operator.sock"
     assert default_socket(BROKER, {}) == "/run/corral/broker.sock"
     assert default_socket(BROKER, {"XDG_RUNTIME_DIR": "relative"}) == "/run/corral/broker.sock"
+
+
+def test_a_daemon_of_another_user_is_nobodys_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`su` keeps XDG_RUNTIME_DIR: root would speak to a daemon of whoever it was before."""
+    given = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    (tmp_path / "corral").mkdir()
+    (tmp_path / "corral" / BROKER).touch()
+    assert broker.default_socket(BROKER, given) == f"{tmp_path}/corral/broker.sock"
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert default_socket(BROKER, given) == "/run/corral/broker.sock"
+    assert broker.default_socket(BROKER, given) == "/run/corral/broker.sock"

@@ -20,7 +20,11 @@ def default_socket(name: str, environment: Mapping[str, str] = os.environ) -> st
     """That of the user's own daemon (``agentd --user``) where there is one, else the host's."""
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     own = f"{runtime}/corral/{name}"
-    return own if runtime.startswith("/") and os.path.exists(own) else f"/run/corral/{name}"  # noqa: PTH110
+    try:  # `su` keeps the variable: root must not speak to a daemon of whoever it was before
+        ours = runtime.startswith("/") and os.stat(own).st_uid == os.geteuid()  # noqa: PTH116
+    except OSError:
+        ours = False
+    return own if ours else f"/run/corral/{name}"
 
 
 def socket_path(given: str | os.PathLike[str] | None, environment: Mapping[str, str] = os.environ) -> str:
