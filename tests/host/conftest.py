@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host import bpf_support
 from tests.support.daemons import DaemonFactory, missing_for_daemon
 
 
@@ -36,6 +37,21 @@ def signals_of_a_terminal() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The helper that tests of the kernel side put into groups; the eBPF objects are built, too."""
+    bpf_support.need_root()
+    bpf_support.build_objects()
+    return bpf_support.build(tmp_path_factory.mktemp("bpf"))
+
+
+@pytest.fixture
+def host(program: Path) -> Iterator[bpf_support.Host]:
+    """Groups, helpers and pins for one test of the kernel side."""
+    with bpf_support.host(program) as made:
+        yield made
 
 
 @pytest.fixture

@@ -22,19 +22,6 @@ BRAKE = 48 * MIB
 SLACK = 2 * MIB
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
-
-
 @pytest.fixture
 def side(host: Host) -> Iterator[KernelSide]:
     with KernelSide.open(cgroup=host.root.v2, pin_dir=host.pin_dir, on_event=host.events.append) as made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from bpf import loader
 from bpf.kernel import KernelSide
 from bpf.trial import kernel_has_function
 from bpf.types import Counters, ExecEvent, OomEvent
-from tests.host import bpf_support as support
 from tests.host.bpf_support import HYBRID, MIB, Group, Host
 
 pytestmark = pytest.mark.host
@@ -20,19 +18,6 @@ pytestmark = pytest.mark.host
 # What a process does besides its task: the loader's reads, a line of output. Far below what is asserted on.
 SMALL_IO = 64 * 1024
 CHOICES = {name for part in loader.PARTS for name in part.one_of}
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
 
 
 @pytest.fixture

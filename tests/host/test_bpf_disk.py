@@ -11,24 +11,10 @@ from pathlib import Path
 import pytest
 
 from bpf.kernel import KernelSide
-from tests.host import bpf_support as support
 from tests.host.bpf_support import Group, Host
 from tests.host.cgroup_tools import go
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
 
 
 @pytest.fixture

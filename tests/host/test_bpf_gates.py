@@ -6,31 +6,16 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from bpf.kernel import KernelSide
 from bpf.types import DeniedEvent, DeniedWhat, NetworkPolicy
-from tests.host import bpf_support as support
 from tests.host.bpf_support import Group, Host
 
 pytestmark = pytest.mark.host
 
 MEM_MAJOR = 1  # /dev/null, /dev/zero: harmless stand-ins for a GPU
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +17,12 @@ from bpf.libbpf import Object, get_pinned, info
 from bpf.loader import OBJECTS, PARTS
 from bpf.probe import probe
 from bpf.types import Event, NetworkPolicy
-from tests.host import bpf_support as support
 from tests.host.bpf_support import Host
 
 pytestmark = pytest.mark.host
 
 ALL = {part.name for part in PARTS}
 SYSTEM_INCLUDES = f"-I/usr/include/{os.uname().machine}-linux-gnu"
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
 
 
 def opened(host: Host, objects: Path | None = None) -> KernelSide:

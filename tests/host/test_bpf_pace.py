@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,19 +20,6 @@ from tests.host.net_tools import NEAR_ADDRESS, Cable, Receiver, cable, fastest, 
 
 pytestmark = pytest.mark.host
 MB = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    support.need_root()
-    support.build_objects()
-    return support.build(tmp_path_factory.mktemp("bpf"))
-
-
-@pytest.fixture
-def host(program: Path) -> Iterator[Host]:
-    with support.host(program) as made:
-        yield made
 
 
 @pytest.fixture
