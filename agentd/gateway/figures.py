@@ -111,6 +111,7 @@ class Meter:
         self.counts: Final = Counts()
         self.first: float | None = None  # an event with words in it
         self._any: float | None = None  # an event
+        self.unread = 0  # bytes of the answer that were too large to look at: they count by their length
         self.events = 0  # with words in them: for a turn whose end was never seen, about its tokens
         self.gap_seconds = 0.0
         self._last = 0.0

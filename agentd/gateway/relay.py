@@ -30,7 +30,9 @@ _FORWARDED: Final = frozenset({b"accept", b"content-type", b"user-agent", b"trac
 _MAX_COUNTED: Final = 8 << 20  # bytes of an answer that is no stream which are kept for its token counts
 _UNASKED: Final = 64 * 1024  # bytes of a body that are read before its token is known
 _MOST_SEEN: Final = 4096  # tokens
-_BYTES_PER_TOKEN: Final = 4  # of a prompt whose tokens the engine did not tell; English text has about four
+_BYTES_PER_TOKEN: Final = (
+    4  # where the engine did not tell tokens, or it could not be read; English text has about four
+)
 
 
 @dataclass(slots=True)
@@ -192,17 +194,22 @@ class Relay:
         await client.finish()
 
     async def _pass_whole(self, client: Client, response: Response, meter: Meter | None) -> None:
-        kept = bytearray()
+        kept, whole = bytearray(), 0
         loop = asyncio.get_running_loop()
         while data := await response.read():
             if meter is not None:
                 if meter.first is None:
                     meter.first = loop.time() - meter.began
+                whole += len(data)
                 if len(kept) <= _MAX_COUNTED:
                     kept += data
             await client.send(data)
-        if meter is not None and response.head.status == 200 and len(kept) <= _MAX_COUNTED:
+        if meter is None or response.head.status != 200:
+            return
+        if len(kept) <= _MAX_COUNTED:
             meter.counts.read(kept)
+        if not meter.counts.told:
+            meter.unread = whole
 
     async def _broken(self, client: Client, error: UpstreamError) -> None:
         """Before the answer began this is told; afterwards the connection ends, as that of the engine did."""
@@ -244,9 +251,10 @@ class _Turn:
             first_token=meter.first_token,
             prompt=self._size // _BYTES_PER_TOKEN if guess else counts.prompt,
             cached=counts.cached,
-            generated=meter.events if guess else counts.generated,
+            # a client can have its answer grow beyond what is read (log-probabilities): that must not make it free
+            generated=(meter.events if guess else counts.generated) + meter.unread // _BYTES_PER_TOKEN,
             prefill_seconds=counts.prefill_seconds,
-            estimated=guess,
+            estimated=guess or meter.unread > 0,
             cancelled=self._cancelled,
             error=self.error or (f"status_{self.status}" if self.status >= 400 else ""),
             gaps=meter.gaps,

@@ -11,7 +11,7 @@ from typing import Final
 
 from agentd.gateway.figures import Meter
 
-MAX_EVENT: Final = 1 << 20  # bytes; what is larger passes, and is not counted
+MAX_EVENT: Final = 1 << 20  # bytes; what is larger passes, and counts by its length
 
 _END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 # Unescaped quotes: it can only be structure, never a model's words.
@@ -29,6 +29,7 @@ class EventFilter:
 
     def feed(self, data: bytes, now: float) -> bytes:
         if self._passes():
+            self._meter.unread += len(data)
             return data
         if not self._strip:
             self._watch(data, now)
@@ -69,5 +70,6 @@ class EventFilter:
         self._left = data[at:]
         if len(self._left) > MAX_EVENT:
             self._given_up = True
+            self._meter.unread += len(self._left)
             self._meter.counts.unreadable = True
         return events

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from agentd.gateway import relay
 from tests.support.gateways import HELLO, USAGE, echo, gateway
 from tests.support.scripted import Exchange
 
@@ -94,11 +95,30 @@ async def test_counts_that_cannot_be_read_are_counted_and_pass() -> None:
         assert one.gateway.totals.unreadable == 1
 
 
-async def test_an_event_without_end_passes_uncounted() -> None:
+async def test_an_event_without_end_passes_and_counts_by_its_length() -> None:
+    """Else a prompt whose log-probabilities fill the first event would make the rest of the answer free."""
+    told = b'data: {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":2}}\n\n'
+
     async def script(exchange: Exchange) -> None:
-        await exchange.stream(*[b"x" * 100_000] * 15, b"\n\n" + USAGE)
+        await exchange.stream(told, *[b"x" * 100_000] * 15, b"\n\n" + USAGE)
 
     async with gateway(script) as one, one.peer() as peer:
-        peer.ask({"stream": True})
-        assert (await peer.answer())[2] == b"x" * 1_500_000 + b"\n\n" + USAGE
-        assert (await one.port.report()).estimated
+        peer.ask({"stream": True, "stream_options": {"include_usage": True}})
+        assert (await peer.answer())[2] == told + b"x" * 1_500_000 + b"\n\n" + USAGE
+        report = await one.port.report()
+        assert report.estimated
+        assert report.generated >= 2 + 1_500_000 // 4
+
+
+async def test_an_answer_that_is_too_large_to_be_read_counts_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_MAX_COUNTED", 1000)
+    answer = json.dumps({"logprobs": "x" * 4000, "usage": {"prompt_tokens": 5, "completion_tokens": 1}}).encode()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(answer)
+
+    async with gateway(script) as one, one.peer() as peer:
+        peer.ask({})
+        assert (await peer.answer())[2] == answer
+        report = await one.port.report()
+        assert (report.estimated, report.generated) == (True, len(answer) // 4)
