@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from controller.forecast import ends_by, fits, peak_of
 from controller.model import CallId, OnPressure, TenantId
 from controller.policy.account import Account
-from controller.policy.fairness import champion, in_order
+from controller.policy.fairness import champion, in_order, leads
 from controller.policy.ladder import reclaim, step_of
 from controller.policy.settings import ControlConfig
 from controller.policy.text import human_bytes
@@ -71,6 +71,8 @@ def admit(state: State, config: ControlConfig, account: Account) -> list[Step]:
             kept = max(kept, least)
             steps.append(_not_now(call, no, eta(call, begun, account, config), account))
             continue
+        if leads(call, begun):
+            given = _more_for_the_first(call, given, kept, account)
         begun.append(call)
         counts.add(call)
         steps.append(_admitted(call, given, size, account, code))
@@ -141,6 +143,22 @@ def _too_much_later(
         return None
     account.drop(call)
     return _Not("no_memory", why, of_tenant=False)
+
+
+def _more_for_the_first(call: CallFacts, given: int, kept: int, account: Account) -> int:
+    """A call of a higher priority than all that run begins with what it likely needs, where that is free and the host
+    stays safe: it need not be stopped for it, and what it does not use can be taken back. ``kept``: for others."""
+    config = account.config
+    if call.promised or not _is_known(call) or account.free >= config.arm_below * account.state.capacity:
+        return given
+    more = min(call.need.likely + config.least_slack, given + account.room(call) - kept)
+    if more <= given:
+        return given
+    account.change(call, more)
+    if account.safe():
+        return more
+    account.change(call, given)
+    return given
 
 
 def _admitted(call: CallFacts, given: int, size: int, account: Account, code: str) -> Step:

@@ -58,6 +58,13 @@ def champion(calls: Iterable[CallFacts]) -> CallFacts | None:
     )
 
 
+def leads(call: CallFacts, others: Iterable[CallFacts]) -> bool:
+    """Whether it is of a higher priority than every other call that has begun and may go on."""
+    return all(
+        c.priority < call.priority for c in others if c.begun and c.stage is not Stage.PARKED and c.id != call.id
+    )
+
+
 def victims(calls: Sequence[CallFacts]) -> list[CallFacts]:
     """Running and held calls in the order in which the ladder acts on them: the youngest of the lowest priority first.
 

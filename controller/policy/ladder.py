@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from controller.model import CallId, OnPressure, TenantId
 from controller.policy.account import Account, margin, stock
-from controller.policy.fairness import champion, victims
+from controller.policy.fairness import champion, leads, victims
 from controller.policy.settings import ControlConfig
 from controller.policy.text import human_bytes, human_seconds
 from controller.state import CallFacts, Stage, State, Step, StepKind
@@ -245,6 +245,8 @@ def _raise(
     config = account.config
     # what was promised meanwhile (by its agent, or an operator) is given back in one step
     want = max(step_of(call, config), call.promised - call.usage)
+    if leads(call, account.state.calls):  # to where it likely ends, in one step: each stop costs it
+        want = max(want, call.need.likely - call.usage)
     room = account.room_to_grow(call, int(account.state.reserve * config.champion_reserve) if out_of_reserve else 0)
     more = min(want, room)
     back = call.granted - call.usage

@@ -265,3 +265,22 @@ def test_the_reserve_loosens_no_hard_limit() -> None:
     roomy = replace(full, hard_limit=120 * MIB)
     [step] = decide(State(at=100.0, capacity=4096 * MIB, reserve=205 * MIB, agents=3990 * MIB, calls=(roomy,)), CONFIG)
     assert (step.kind, step.brake) == (StepKind.RAISE, 120 * MIB - 120 * MIB // 16), "below it by the brake's margin"
+
+
+def test_a_call_above_all_others_is_given_what_it_likely_needs_at_once() -> None:
+    need = Need(40 * MIB, 200 * MIB, 220 * MIB, 5.0, 9.0, (Future(5.0, (0.0,), (40 * MIB,)),) * 8, "class", 20)
+    low = replace(_waiting("c-low", 0.0), stage=Stage.RUNNING, priority=20, usage=50 * MIB, granted=60 * MIB, need=need)
+    asks = _waiting("c-high", 99.0, priority=80, need=need)
+    held = replace(asks, stage=Stage.HELD, begun_at=1.0, held_since=99.9, usage=48 * MIB, granted=48 * MIB)
+    state = State(at=100.0, capacity=600 * MIB, calls=(low, asks))
+    [begins] = [s for s in decide(state, CONFIG) if s.call_id == "c-high"]
+    assert (begins.kind, begins.brake) == (StepKind.ADMIT, 208 * MIB)
+    [goes_on] = [s for s in decide(replace(state, calls=(low, held)), CONFIG) if s.call_id == "c-high"]
+    assert (goes_on.kind, goes_on.brake) == (StepKind.RAISE, 200 * MIB)
+    equal = replace(low, priority=80)
+    [begins] = [s for s in decide(replace(state, calls=(equal, asks)), CONFIG) if s.call_id == "c-high"]
+    assert begins.brake == 48 * MIB, "among equals each has a little more than is typical"
+    [goes_on] = [s for s in decide(replace(state, calls=(equal, held)), CONFIG) if s.call_id == "c-high"]
+    assert goes_on.brake == 80 * MIB, "and is led on in steps"
+    tight = [s for s in decide(replace(state, capacity=250 * MIB), CONFIG) if s.call_id == "c-high"]
+    assert all(step.brake <= 190 * MIB for step in tight), "never more than there is"
