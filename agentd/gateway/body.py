@@ -24,6 +24,7 @@ RESERVED: Final = frozenset(
         "session_params",  # SGLang
         "session_id",
         "rid",
+        "background",  # of /v1/responses: what runs on after its answer would be counted by nobody
         "request_id",  # vLLM: a client that names another's would meet its request in the engine
         "bootstrap_host",
         "bootstrap_port",

@@ -19,6 +19,7 @@ from tests.support.scripted import Exchange
 async def test_a_turn_passes_with_the_engines_fields_and_key_and_without_the_clients() -> None:
     async with gateway(echo) as one, one.peer() as peer:
         body = {"model": "m", "id_slot": 0, "priority": 1, "session_id": "s2", "messages": [{"a": [1.5, None]}]}
+        body |= {"request_id": "another's", "background": True}
         peer.ask(body, extra="User-Agent: agent\r\nX-Forwarded-For: 1.2.3.4\r\nCookie: c\r\n")
         status, _, answered = await peer.answer()
         assert (status, answered) == (200, b'{"usage":{"prompt_tokens":5,"completion_tokens":1}}')
