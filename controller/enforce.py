@@ -201,7 +201,7 @@ class Enforcer(Groups):
     def remember(self, ref: CallRef, record: CallRecord) -> None:
         leaf = self._leaf(ref)
         leaf.group.set_xattr(encode(record))
-        self._scheduling.call(leaf.cgroup_id, self._tree.tenant(ref.tenant_id).id, record.call)
+        self._scheduling.call(leaf.cgroup_id, record.call)
 
     def adopt_call(self, ref: CallRef, record: CallRecord) -> None:
         group = self._tree.call(ref.tenant_id, ref.session_id, ref.call_id)
@@ -212,7 +212,7 @@ class Enforcer(Groups):
             # the kernel side was not there, or is new: thresholds are armed again, its counters begin now
             self._register(leaf, view.intent, view.grant.tripwire)
         self._squeezer.restore(leaf)
-        self._scheduling.call(leaf.cgroup_id, self._tree.tenant(ref.tenant_id).id, view)
+        self._scheduling.call(leaf.cgroup_id, view)
         self._know(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:

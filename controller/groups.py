@@ -112,7 +112,8 @@ class Groups:
         )
         self._pace(group, tenant.limits.egress_max)
         group.set_xattr(encode(tenant))
-        self._scheduling.tenant(tenant)
+        if self._scheduling.wanted:
+            self._scheduling.tenant(tenant, group.id)
         self._unset.pop(tenant.id, None)
         if notes:
             self._unset[tenant.id] = f"limits of tenant {tenant.name!r} are not all in force: {'; '.join(notes)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -26,6 +27,7 @@ PROMPT_PRIORITY: Final = 80  # and so is one of this priority or above
 ATTEMPTS: Final = 3  # after the first; each waits four times as long as the one before
 FIRST_PAUSE: Final = 10.0  # seconds
 FORGIVEN_AFTER: Final = 3600.0  # seconds in force, after which earlier ends count no more
+_MIDDLE: Final = 50  # the priority that weighs 100
 ASIDE: Final = 60.0  # seconds that it stays away after the last CPU quota: loading it for a moment is worth nothing
 
 
@@ -48,7 +50,7 @@ def weight_of(limits: Limits, priority: int) -> int:
     of 50, twice as much for each 25 points above."""
     if limits.cpu_weight is not None and limits.cpu_weight != UNLIMITED:
         return max(1, min(limits.cpu_weight, MAX_WEIGHT))
-    return round(100 * 2 ** ((priority - 50) / 25))
+    return round(100 * 2 ** ((priority - _MIDDLE) / 25))
 
 
 def is_prompt(call: CallView) -> bool:
@@ -82,7 +84,7 @@ class Scheduling:
         self._clock = clock
         self._scheduler: CpuScheduler | None = None
         self._shares: dict[int, Share] = {}
-        self._weights: dict[TenantId, int] = {}
+        self._tenants: dict[TenantId, tuple[int, int]] = {}  # the v2 group, and the weight
         self._quotas: dict[
             int | str, str
         ] = {}  # who has a CPU quota: a call's group, a tenant's or session's id; in words
@@ -108,11 +110,16 @@ class Scheduling:
 
     # --- what the backend tells --------------------------------------------------------------------------------------
 
-    def tenant(self, view: TenantView) -> None:
+    def tenant(self, view: TenantView, group: int) -> None:
+        """A tenant that is new, or changed. ``group``: the id of its v2 group."""
         if self._opener is None:
             return
-        self._weights[view.id] = weight_of(view.limits, 50)
+        weight = weight_of(view.limits, _MIDDLE)
+        self._tenants[view.id] = (group, weight)
         self.quota(view.id, f"tenant {view.name!r}", view.limits)
+        for cgroup_id, share in self._shares.items():
+            if share.group == group and share.group_weight != weight:
+                self._put(cgroup_id, replace(share, group_weight=weight))
 
     def quota(self, key: int | str, whose: str, limits: Limits | None) -> None:
         """A CPU quota that only the kernel's own scheduler holds. Limits of None: it is gone, or never was."""
@@ -123,14 +130,17 @@ class Scheduling:
         else:
             self._quotas.pop(key, None)
 
-    def call(self, cgroup_id: int, group: int, view: CallView) -> None:
-        """A call that has begun, or changed. ``group``: the v2 group of its tenant."""
-        if self._opener is None:
+    def call(self, cgroup_id: int, view: CallView) -> None:
+        """A call that has begun, or changed."""
+        of_tenant = self._tenants.get(view.tenant_id)
+        if self._opener is None or of_tenant is None:
             return
         self.quota(cgroup_id, f"call {view.id}", squeezed(view.grant.limits, view.squeeze))
-        share = share_of(view, group, self._weights.get(view.tenant_id, 100))
-        if self._shares.get(cgroup_id) == share:
-            return
+        share = share_of(view, *of_tenant)
+        if self._shares.get(cgroup_id) != share:
+            self._put(cgroup_id, share)
+
+    def _put(self, cgroup_id: int, share: Share) -> None:
         self._shares[cgroup_id] = share
         self._tell(lambda scheduler: scheduler.put(cgroup_id, share))
 
@@ -184,6 +194,10 @@ class Scheduling:
             scheduler = await asyncio.to_thread(opener, dict(before))
         except BpfError as err:
             self._failed(err)
+            return
+        except Exception as err:  # nobody waits for this task: what nobody foresaw would be lost
+            log.exception("the CPU scheduler cannot be loaded")
+            self._failed(BpfError(f"{type(err).__name__}: {err}", remedy="report it with the daemon's log"))
             return
         finally:
             self._work = None

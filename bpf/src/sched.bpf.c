@@ -8,8 +8,9 @@
  * Three queues. LATENCY is served first: calls of that class, and everything outside of calls, as long as their clock is
  * no further ahead than ALLOWANCE, so whoever uses more than its share loses the privilege, not the share. Besides, one
  * CPU serves at most LATENCY_ROW of them in a row while others wait. LATE holds tasks whose turn by virtual time is more
- * than LATE_AFTER away (a small weight among many large ones): each third turn is theirs, or the kernel's watchdog,
- * which ends a scheduler that leaves a task waiting for 30 s, would end this one. SHARED holds the others.
+ * than LATE_AFTER away (a small weight among many large ones): once they have waited that long they get a slice for
+ * nothing, each third turn at the most, or the kernel's watchdog, which ends a scheduler that leaves a task waiting for
+ * 30 s, would end this one. SHARED holds the others.
  *
  * Needs Linux 6.19 (scx_bpf_dsq_peek): without a look at the head of a queue, the task whose slice has just ended could
  * not be compared with it and would always give way, which makes weights mean nothing where few tasks run.
@@ -71,8 +72,9 @@ struct task {
 	__u64 charged; /* real nanoseconds that were charged ahead and have not been used yet */
 	__u64 payer;   /* the call that they were charged to; 0: its own clock */
 	__u64 counted; /* the call among whose runnable tasks it counts; 0: none */
+	__u64 since;   /* real time at which it was queued in LATE */
 	__u32 fast;    /* it came by the queue LATENCY */
-	__u32 pad;
+	__u32 late;    /* it stands in LATE; while it runs: what it uses is not charged, and time does not pass by it */
 };
 
 struct {
@@ -199,6 +201,10 @@ static __always_inline void settle(struct task_struct *p, struct task *task)
 	__u64 *clock = &task->clock;
 
 	task->started = total;
+	if (task->late) { /* a present: its place in virtual time, which is paid for, stays what it was */
+		task->late = 0;
+		return;
+	}
 	task->charged = 0;
 	if (!charged) /* it came to a CPU by a way of the kernel's own */
 		id = group_of(p);
@@ -293,13 +299,17 @@ void BPF_PROG(corral_enqueue, struct task_struct *p, __u64 flags)
 		return;
 	}
 	task->fast = take_place(p, task);
+	task->late = 0;
 	ahead = task->key - now;
-	if (task->fast)
+	if (task->fast) {
 		scx_bpf_dsq_insert_vtime(p, LATENCY, SLICE, task->key, flags);
-	else if (ahead > 0 && ahead > LATE_AFTER / RATE_ONE * rate)
-		scx_bpf_dsq_insert_vtime(p, LATE, SLICE, bpf_ktime_get_ns(), flags);
-	else
+	} else if (ahead > 0 && ahead > LATE_AFTER / RATE_ONE * rate) {
+		task->late = 1;
+		task->since = bpf_ktime_get_ns();
+		scx_bpf_dsq_insert_vtime(p, LATE, SLICE, task->since, flags);
+	} else {
 		scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, task->key, flags);
+	}
 	make_room(p, task->fast);
 }
 
@@ -323,8 +333,17 @@ static __always_inline bool goes_on(struct task_struct *prev)
 	if (other && (__s64)(other->key - task->key) < 0)
 		return false; /* its place is paid for already, and kept when it is queued */
 	time_passes(task->key);
+	task->fast = 0; /* it has used a whole slice: somebody who may not wait may send it away */
 	scx_bpf_task_set_slice(prev, SLICE);
 	return true;
+}
+
+/* The one that stands in LATE for longest. */
+static __always_inline struct task *first_late(void)
+{
+	struct task_struct *head = scx_bpf_dsq_peek(LATE);
+
+	return head ? task_of(head) : NULL;
 }
 
 SEC("struct_ops/corral_dispatch")
@@ -332,10 +351,12 @@ void BPF_PROG(corral_dispatch, __s32 number, struct task_struct *prev)
 {
 	struct cpu *cpu = cpu_of(number);
 	struct cpu unknown = {};
+	struct task *late = first_late();
 
 	if (!cpu)
 		cpu = &unknown;
-	if (cpu->turn >= LATE_TURN - 1 && scx_bpf_dsq_move_to_local(LATE)) {
+	if (late && cpu->turn >= LATE_TURN - 1 && bpf_ktime_get_ns() - late->since > LATE_AFTER &&
+	    scx_bpf_dsq_move_to_local(LATE)) {
 		cpu->turn = 0;
 		return;
 	}
@@ -345,10 +366,14 @@ void BPF_PROG(corral_dispatch, __s32 number, struct task_struct *prev)
 		return;
 	}
 	cpu->row = 0;
-	if (goes_on(prev) || scx_bpf_dsq_move_to_local(SHARED) || scx_bpf_dsq_move_to_local(LATENCY))
+	if (goes_on(prev)) {
+		cpu->fast = 0;
 		return;
-	if (scx_bpf_dsq_move_to_local(LATE))
-		cpu->turn = 0;
+	}
+	if (scx_bpf_dsq_move_to_local(SHARED) || scx_bpf_dsq_move_to_local(LATENCY) || !late)
+		return;
+	late->late = 0; /* nobody else wants this CPU: no present */
+	scx_bpf_dsq_move_to_local(LATE);
 }
 
 /* A call counts in its tenant while it has something to run. */
@@ -403,7 +428,7 @@ void BPF_PROG(corral_running, struct task_struct *p)
 	if (!task)
 		return;
 	task->started = p->se.sum_exec_runtime;
-	if (task->charged)
+	if (task->charged && !task->late)
 		time_passes(task->key);
 	if (cpu)
 		cpu->fast = task->fast;

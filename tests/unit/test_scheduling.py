@@ -61,6 +61,7 @@ class Bench:
         self.made: list[Recorded] = []
         self.at = 1000.0
         self.scheduling = Scheduling(opener or self.open, clock=lambda: self.at)
+        self.scheduling.tenant(tenant(), GROUP)
 
     def open(self, shares: dict[int, Share]) -> Recorded:
         self.made.append(Recorded(shares))
@@ -98,6 +99,10 @@ def view(
         cgroup="",
         squeeze=squeeze,
     )
+
+
+def tenant(limits: Limits | None = None) -> TenantView:
+    return TenantView(id=TENANT, name="acme", limits=limits or Limits(), priority=50)
 
 
 @pytest.mark.parametrize(
@@ -147,17 +152,19 @@ def test_a_share_out_of_range_reaches_no_map(share: Share) -> None:
 
 async def test_calls_are_told_before_and_after_it_is_in_force() -> None:
     bench = Bench()
-    bench.scheduling.tenant(TenantView(id=TENANT, name="acme", limits=Limits(cpu_weight=300), priority=50))
+    bench.scheduling.tenant(tenant(Limits(cpu_weight=300)), GROUP)
     early, late = view(priority=75), view(Intent(duration=1.0))
-    bench.scheduling.call(11, GROUP, early)
+    bench.scheduling.call(11, early)
     assert not bench.made
     await bench.tick()
     (made,) = bench.made
     assert made.shares == {11: Share(group=GROUP, weight=200, group_weight=300)}
-    bench.scheduling.call(12, GROUP, late)
+    bench.scheduling.call(12, late)
     assert made.shares[12].latency
-    bench.scheduling.call(12, GROUP, replace(late, grant=replace(late.grant, priority=0)))
+    bench.scheduling.call(12, replace(late, grant=replace(late.grant, priority=0)))
     assert made.shares[12].weight == 25
+    bench.scheduling.tenant(tenant(Limits(cpu_weight=50)), GROUP)
+    assert {at: share.group_weight for at, share in made.shares.items()} == {11: 50, 12: 50}
     bench.scheduling.forget(11)
     assert set(made.shares) == {12}
     bench.scheduling.forget(11)  # once more is fine
@@ -177,13 +184,14 @@ async def test_what_happens_while_it_is_loaded_is_made_up_for() -> None:
 
     def meanwhile() -> None:
         bench.scheduling.forget(1)
-        bench.scheduling.call(2, GROUP, replace(changed, grant=replace(changed.grant, priority=100)))
-        bench.scheduling.call(3, GROUP, view())
+        bench.scheduling.call(2, replace(changed, grant=replace(changed.grant, priority=100)))
+        bench.scheduling.call(3, view())
 
     loop = asyncio.get_running_loop()
     bench.scheduling = Scheduling(slow)
-    bench.scheduling.call(1, GROUP, view())
-    bench.scheduling.call(2, GROUP, changed)
+    bench.scheduling.tenant(tenant(), GROUP)
+    bench.scheduling.call(1, view())
+    bench.scheduling.call(2, changed)
     await bench.tick()
     (made,) = bench.made
     assert {at: share.weight for at, share in made.shares.items()} == {2: 400, 3: 100}
@@ -228,7 +236,7 @@ async def test_an_hour_in_force_forgives_what_was_before() -> None:
 async def test_it_stands_aside_while_somebody_has_a_cpu_quota() -> None:
     bench = Bench()
     await bench.tick()
-    bench.scheduling.call(5, GROUP, view(limits=Limits(cpu_max=0.5)))
+    bench.scheduling.call(5, view(limits=Limits(cpu_max=0.5)))
     await bench.tick()
     assert bench.made[0].closed
     assert "has a CPU quota" in bench.problem
@@ -243,7 +251,7 @@ async def test_it_stands_aside_while_somebody_has_a_cpu_quota() -> None:
 @pytest.mark.parametrize("limits", [Limits(), Limits(cpu_max=-1), Limits(cpu_weight=50)])
 async def test_what_is_no_quota_keeps_nobody_away(limits: Limits) -> None:
     bench = Bench()
-    bench.scheduling.tenant(TenantView(id=TENANT, name="acme", limits=limits, priority=50))
+    bench.scheduling.tenant(tenant(limits), GROUP)
     bench.scheduling.quota("session", "session s", limits)
     await bench.tick()
     assert bench.scheduling.in_force
@@ -251,7 +259,7 @@ async def test_what_is_no_quota_keeps_nobody_away(limits: Limits) -> None:
 
 async def test_a_tenants_quota_keeps_it_from_being_loaded() -> None:
     bench = Bench()
-    bench.scheduling.tenant(TenantView(id=TENANT, name="acme", limits=Limits(cpu_max=2.0), priority=50))
+    bench.scheduling.tenant(tenant(Limits(cpu_max=2.0)), GROUP)
     await bench.tick()
     assert not bench.made
     assert "tenant 'acme' has a CPU quota" in bench.problem
@@ -289,7 +297,7 @@ async def test_a_program_that_is_refused_is_not_asked_again_but_a_place_that_is_
 
 async def test_switched_off_nothing_is_kept() -> None:
     scheduling = Scheduling()
-    scheduling.call(1, GROUP, view(limits=Limits(cpu_max=1.0)))
+    scheduling.call(1, view(limits=Limits(cpu_max=1.0)))
     scheduling.tick()
     assert not scheduling.in_force
     assert scheduling.problems == ()
