@@ -70,6 +70,8 @@ class Groups:
                 tenant = decode(TenantView, group.get_xattr())
                 self._pace(group, tenant.limits.egress_max)  # again: the maps of the programs may be new
                 tenants.append(tenant)
+                if self._scheduling.wanted:
+                    self._scheduling.tenant(tenant, group.id)
         for group in found.sessions:
             with self._reporting(group, strange):
                 sessions.append(decode(SessionRecord, group.get_xattr()))

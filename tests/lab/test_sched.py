@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from agentd.proto.corral.v1 import corral_pb2 as pb
 from bpf import sched
 from tests.host.daemon_tools import one_daemon
 from tests.support.daemons import DaemonUnderTest, Session
@@ -96,6 +97,20 @@ async def test_a_tenant_is_not_outnumbered(daemon: DaemonUnderTest) -> None:
     alone = await spin(daemon, one)
     *those, own = await used(*leaves, alone, total=6_000_000)
     assert 0.35 < own / (own + sum(those)) < 0.65
+
+
+async def test_the_lightest_still_runs(daemon: DaemonUnderTest) -> None:
+    """By weight alone its turn would be minutes away, and the kernel's watchdog would end the scheduler."""
+    session = await daemon.open_session("acme")
+    leaves = [await spin(daemon, session) for _ in range(2)]
+    for call in (await daemon.snapshot()).calls:
+        weight = 1 if daemon.groups(call)[0] == leaves[0] else 10_000
+        request = pb.SetLimitsRequest(target=call.id, limits=pb.Limits(cpu_weight=weight))
+        await daemon.client.call(daemon.client.operator.SetLimits, request)
+    for _ in range(3):
+        before = cpu_usec(leaves[0])
+        await until(lambda before=before: cpu_usec(leaves[0]) > before + 1000, "the light one has run")  # type: ignore[misc] # mypy cannot infer a lambda's defaults
+    assert sched.running() == "corral"
 
 
 async def test_it_ends_with_the_daemon_and_calls_go_on(daemon: DaemonUnderTest) -> None:
