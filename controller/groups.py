@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from bpf import BpfError
 from bpf.devicefilter import copy_device_filter
@@ -17,8 +15,7 @@ from controller.kernelside import KernelSide
 from controller.model import UNLIMITED, CannotEnforce, ControllerError, Limits, SessionId, TenantId, TenantView
 from controller.records import decode, encode
 from controller.scheduling import Scheduling
-
-_ALL: Final = 1 << 46  # bytes: 64 TiB, the most that a limit may be
+from controller.shelter import Shelter
 
 
 class Groups:
@@ -29,15 +26,8 @@ class Groups:
         self._scheduling = scheduling or Scheduling()
         self._kernel: KernelSide | None = None
         self._agents = AgentWatch()
+        self._shelter = Shelter(tree)
         self._unset: dict[TenantId, str] = {}  # what could not be set of tenants' limits, in words
-
-    def _sheltering(self, limits: Limits) -> Limits:
-        """memory.low without end, where the kernel has it (v2) and nobody set one: for agents' own leaves, and for the
-        groups above, which hand it down. Reclaim then takes from calls first: their leaves have none. Best effort, as
-        the kernel says: where calls have nothing left to give, agents give too (tests/lab/test_unified.py)."""
-        if self._tree.mode != "unified" or "memory" not in self._tree.controllers or limits.memory_low is not None:
-            return limits
-        return replace(limits, memory_low=_ALL)
 
     @property
     def _parts(self) -> frozenset[str]:
@@ -110,8 +100,9 @@ class Groups:
         lacking = tenant.limits.lacking(have)
         notes = (
             *(f"{name} is not set: {_why(controller)}" for name, controller in lacking.items()),
-            *group.create(self._sheltering(tenant.limits.only(have)), exist_ok=True),
+            *group.create(tenant.limits.only(have), exist_ok=True),
         )
+        self._shelter.forget_tenant(tenant.id)
         self._pace(group, tenant.limits.egress_max)
         group.set_xattr(encode(tenant))
         if self._scheduling.wanted:
@@ -130,7 +121,11 @@ class Groups:
     def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
         return self._tree.tenant(tenant_id).fast_stat().cpu_usec
 
+    def shelter_agents(self, tenant_id: TenantId, sessions: Iterable[SessionId], tenant: bool) -> None:
+        self._shelter.adjust(tenant_id, sessions, tenant=tenant)
+
     def remove_tenant(self, tenant_id: TenantId) -> None:
+        self._shelter.forget_tenant(tenant_id)
         group = self._tree.tenant(tenant_id)
         self._pace(group, UNLIMITED)
         group.delete()
@@ -140,10 +135,10 @@ class Groups:
     def add_session(self, record: SessionRecord) -> None:
         session = record.session
         group = self._tree.session(session.tenant_id, session.id)
-        group.create(self._sheltering(Limits()))
+        group.create()
         try:
             group.set_xattr(encode(record))
-            self._tree.agent(session.tenant_id, session.id).create(self._sheltering(Limits()))
+            self._tree.agent(session.tenant_id, session.id).create(self._shelter.of_agent())
             self._tree.calls(session.tenant_id, session.id).create(exist_ok=True)
         except ControllerError:
             group.delete(recursive=True)
@@ -211,6 +206,7 @@ class Groups:
             self._pace(group, UNLIMITED)
             self._agents.forget(self._kernel, session_id)
             self._scheduling.quota(session_id, "", None)
+            self._shelter.forget_session(session_id)
             group.delete(recursive=True)
         except GroupBusy:
             return False

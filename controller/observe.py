@@ -135,6 +135,9 @@ class Observer:
             use = use.plus(tree.use())
         return _usec(use.user + use.system)
 
+    def shelter_agents(self, tenant_id: TenantId, sessions: Iterable[SessionId], tenant: bool) -> None:
+        pass  # reclaim is the kernel's own
+
     def remove_tenant(self, tenant_id: TenantId) -> None:
         self._tenants.pop(tenant_id, None)
 

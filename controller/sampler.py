@@ -63,8 +63,13 @@ class Sampler:
             try:
                 tenant.memory_now = self._shared.backend.tenant_memory(tenant.id)
                 tenant.cpu_usec = self._shared.backend.tenant_cpu_usec(tenant.id)
+                # what an agent has grown by is not sheltered before this
+                own = tenant.limits.memory_low is None
+                self._shared.backend.shelter_agents(tenant.id, tenant.sessions, own)
             except ControllerError as err:
-                log.warning("a tenant's use could not be read", tenant=tenant.name, error=str(err))
+                log.warning(
+                    "a tenant could not be read, or its agents not sheltered", tenant=tenant.name, error=str(err)
+                )
         self.last_cost = cost + time.thread_time() - started
 
     def _read(self, calls: list[Call], *, record: bool) -> None:

@@ -289,6 +289,13 @@ class Group:
             mount, memory = self._layout.memory
             memory.reclaim(f"{mount}/{self.relative}", nbytes)
 
+    def memory_now(self) -> int | None:
+        """What it uses, bytes; None without a memory controller. One small file."""
+        if self._layout.memory is None:
+            return None
+        mount, memory = self._layout.memory
+        return memory.current(f"{mount}/{self.relative}")
+
     def fast_stat(self) -> FastStat:
         """CPU and memory alone: three small files."""
         path = f"{self._v2}/cpu.stat"

@@ -67,6 +67,7 @@ class RecordingBackend:
         self.tenant_file_cache: dict[TenantId, int] = {}
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.watched: dict[SessionId, int] = {}
+        self.sheltered: dict[TenantId, tuple[tuple[SessionId, ...], bool]] = {}
         self.entered: list[tuple[SessionId, int]] = []
         self.waiting: list[int] = []
         self.left: list[int] = []
@@ -94,6 +95,9 @@ class RecordingBackend:
 
     def tenant_cpu_usec(self, tenant_id: TenantId) -> int:
         return 0
+
+    def shelter_agents(self, tenant_id: TenantId, sessions: Iterable[SessionId], tenant: bool) -> None:
+        self.sheltered[tenant_id] = (tuple(sessions), tenant)
 
     def remove_tenant(self, tenant_id: TenantId) -> None:
         del self.tenants[tenant_id]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tools import guests, host, kernels, machine, packages, payload
-from tests.lab.tools.__main__ import CORE, main, request
+from tests.lab.tools import core, guests, host, kernels, machine, packages, payload
+from tests.lab.tools.__main__ import main, request
 from tests.lab.tools.__main__ import test_command as command_of  # pytest would take it for a test
 from tests.lab.tools.errors import BuildFailed, GuestFailed, LabError, MissingProgram
 
@@ -242,6 +242,7 @@ def test_where_no_guest_can_be_made_the_core_is_left_out_with_the_reason(
 
     monkeypatch.setenv("CORRAL_LAB_CACHE", str(tmp_path))
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("tests.lab.tools.core.room", lambda _: None)
     monkeypatch.setattr("tests.lab.tools.guests.build", cannot)
     assert main(["test", "--core"]) == 77
     assert "lab: skipped: the lab needs packages" in capsys.readouterr().err
@@ -251,15 +252,75 @@ def test_where_no_guest_can_be_made_the_core_is_left_out_with_the_reason(
 def test_the_core_is_there_and_installs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[guests.Request] = []
 
-    def run(request: guests.Request, *_: object) -> int:
+    def run(request: guests.Request, *_: object, **__: object) -> int:
         asked.append(request)
         return 0
 
     monkeypatch.setenv("CORRAL_LAB_CACHE", str(tmp_path))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("tests.lab.tools.guests.build", lambda *_, **__: None)
+    monkeypatch.setattr("tests.lab.tools.core.room", lambda _: None)
     monkeypatch.setattr("tests.lab.tools.guests.run", run)
+    monkeypatch.setattr("tests.lab.tools.core.room", lambda _: None)
     assert main(["test", "--core", "--timeout", "9"]) == 0
     [one] = asked
-    assert all((ROOT / path).exists() and path in one.command for path in CORE)
+    assert all((ROOT / path).exists() and path in one.command for path in core.TESTS)
+    assert f"timeout={core.PER_TEST} " in one.command
     assert (one.bring, one.timeout, list(one.kernels)) == ([], 9.0, ["newest"])
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "words"),
+    [
+        (0, 0, ""),
+        (1, 1, ""),  # tests failed
+        (4, 4, ""),  # pytest could not begin
+        (machine.TIMED_OUT, core.SKIPPED, "this machine is slow"),
+        (guests.CANNOT, core.SKIPPED, "the guest died"),
+        (GuestFailed("never started the command"), core.SKIPPED, "does not boot here"),
+        (OSError(28, "No space left on device"), core.SKIPPED, "No space left"),
+    ],
+)
+def test_the_core_fails_for_what_is_corrals_alone(
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ends: int | Exception,
+    status: int,
+    words: str,
+) -> None:
+    def run(*_: object, **__: object) -> int:
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    monkeypatch.setattr("tests.lab.tools.guests.build", lambda *_, **__: None)
+    monkeypatch.setattr("tests.lab.tools.guests.run", run)
+    monkeypatch.setattr("tests.lab.tools.core.room", lambda _: None)
+    asked = core.asked(guests.Request(command="pytest -o timeout=900", timeout=9.0))
+    assert core.run(asked, tmp_path, host.Log(tmp_path / "log")) == status
+    said = capsys.readouterr().err
+    assert words in said
+    assert ("lab: skipped: " in said) == (status == core.SKIPPED)
+
+
+def test_a_machine_without_the_memory_for_a_guest_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="512 MiB of memory are available, a guest needs 3584"):
+        core.room(tmp_path, available=lambda: 512 << 20)
+
+
+def test_a_step_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    log = host.Log(tmp_path / "log")
+    with pytest.raises(BuildFailed, match=r"did not end within 0\.2 s"):
+        log.run(["sh", "-c", "echo begun; sleep 600 & wait"], within=0.2)
+    assert "begun" in (tmp_path / "log").read_text()
+
+
+def test_who_waits_for_a_guest_of_others_gives_up(tmp_path: Path) -> None:
+    with (
+        host.alone(tmp_path, "guest"),
+        pytest.raises(LabError, match=r"another guest was at work for 0\.1 s"),
+        host.alone(tmp_path, "guest", within=0.1),
+    ):
+        pytest.fail("two at once")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.lab.tools import extras, guests, kernels
+from tests.lab.tools import core, extras, guests, kernels
 from tests.lab.tools.errors import LabError
 from tests.lab.tools.host import REPOSITORY, Log, alone, cache_directory
 
@@ -21,15 +21,6 @@ PYTEST: Final = (
     ".venv/bin/python -m pytest -q -p no:cacheprovider --basetemp=/tmp/t -o timeout=900 "
     "-o junit_family=xunit2 --junitxml=/payload/out/report.xml"
 )
-# What every change should pass on another kernel than the one at hand, in minutes: what only v2 has, eBPF, the brake.
-CORE: Final = (
-    "tests/lab/test_unified.py",
-    "tests/host/test_bpf_brake.py",
-    "tests/host/test_bpf_counters.py",
-    "tests/host/test_bpf_gates.py",
-    "tests/host/test_daemon_brake.py",
-)
-SKIPPED: Final = 77  # as automake has it: the test could not be made here
 _INSTALLS: Final = re.compile(r"tests/lab(?:/?(?:\s|$)|/test_(?:service|package|rootless)\.py)")
 
 
@@ -55,24 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{kernel.name:8s} {kernel.release}")
             return 0
         if options.verb == "test" and options.core:
-            return core(options, command, cache, log)
+            return core.run(core.asked(request(options, [*core.TESTS, *command])), cache, log)
         return guests.run(request(options, command), cache, log)
     except LabError as err:
-        print(f"lab: {err}", file=sys.stderr)
-        return guests.CANNOT
+        skipped = options.verb == "test" and options.core
+        print(f"lab: {'skipped: ' if skipped else ''}{err}", file=sys.stderr)
+        return core.SKIPPED if skipped else guests.CANNOT
     except KeyboardInterrupt:
         return 130
-
-
-def core(options: argparse.Namespace, arguments: Sequence[str], cache: Path, log: Log) -> int:
-    """SKIPPED where QEMU cannot be installed or the images not be built: a machine without a Debian mirror, say."""
-    try:
-        with alone(cache, "guest"):
-            guests.build(cache, log)
-    except LabError as err:
-        print(f"lab: skipped: {err}", file=sys.stderr)
-        return SKIPPED
-    return guests.run(request(options, [*CORE, *arguments]), cache, log)
 
 
 def request(options: argparse.Namespace, command: Sequence[str]) -> guests.Request:

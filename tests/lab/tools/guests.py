@@ -62,11 +62,11 @@ def build(cache: Path, log: Log, *, update: bool = False) -> Lab:
     return Lab(found, root.build(cache, found.values(), log), packages.build(cache, log))
 
 
-def run(request: Request, cache: Path, log: Log) -> int:
+def run(request: Request, cache: Path, log: Log, *, within: float | None = None) -> int:
     """The command's exit status (124: killed for its time; 125: the guest died); of several kernels the first that is
-    not 0. Raises LabError when a guest could not be started."""
+    not 0. Raises LabError when a guest could not be started, or others had theirs for ``within`` seconds."""
     status = 0
-    with alone(cache, "guest"):
+    with alone(cache, "guest", within=within):
         lab = build(cache, log)
         chosen = [kernels.choose(lab.kernels, name) for name in request.kernels]
         for kernel in chosen:
@@ -129,10 +129,14 @@ def _say(text: str) -> None:
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
+def temporary_directory() -> Path:
+    return Path(os.environ.get("TMPDIR", "/var/tmp"))
+
+
 @contextlib.contextmanager
 def _temporary() -> Iterator[Path]:
     """On disk, not in a memory file system: a payload and the guest's changes may take gigabytes."""
-    path = Path(tempfile.mkdtemp(prefix="corral-lab-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+    path = Path(tempfile.mkdtemp(prefix="corral-lab-", dir=temporary_directory()))
     try:
         yield path
     finally:

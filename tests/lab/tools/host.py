@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from tests.lab.tools.errors import BuildFailed, LabError, MissingProgram
 REPOSITORY: Final = Path(__file__).resolve().parents[3]
 GUEST_FILES: Final = REPOSITORY / "tests" / "lab" / "guest"
 LOG_TAIL: Final = 12  # lines of the log in an error
+STEP_WITHIN: Final = 900.0  # seconds for one step of building; the longest takes one minute here
+_POLL: Final = 1.0  # seconds between two looks at a lock that somebody else has
 
 _PROGRAMS: Final = {  # program → Debian package
     "qemu-system-x86_64": "qemu-system-x86",
@@ -101,34 +104,70 @@ class Log:
         yield
         print(f"lab: {text:<56} {time.monotonic() - begun:5.1f} s", file=sys.stderr, flush=True)
 
-    def run(self, command: Sequence[str | Path], *, extra: Mapping[str, str] | None = None) -> str:
-        """Its standard output. Raises BuildFailed, with the end of what it said, when it fails."""
+    def run(
+        self, command: Sequence[str | Path], *, extra: Mapping[str, str] | None = None, within: float = STEP_WITHIN
+    ) -> str:
+        """Its standard output. Raises BuildFailed, with the end of what it said, when it fails or takes more than
+        ``within`` seconds: a mirror that does not answer must not hold anybody for ever."""
         words = [str(word) for word in command]
-        done = subprocess.run(
+        process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
             env=environment() | dict(extra or {}),
+            process_group=0,
         )
+        late = False
+        try:
+            try:
+                out, told = process.communicate(timeout=within)
+            except subprocess.TimeoutExpired:
+                late = True
+                os.killpg(process.pid, signal.SIGKILL)  # its children, too: they hold the pipes
+                out, told = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"$ {' '.join(words)}\n{done.stdout[-4000:]}{done.stderr}")
-        if done.returncode != 0:
-            said = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_TAIL:])
-            raise BuildFailed(f"{words[0]} ended with status {done.returncode}; all of it is in {self.path}:\n{said}")
-        return done.stdout
+            file.write(f"$ {' '.join(words)}\n{out[-4000:]}{told}")
+        if late or process.returncode != 0:
+            said = "\n".join((out + told).splitlines()[-LOG_TAIL:])
+            why = f"did not end within {within:g} s" if late else f"ended with status {process.returncode}"
+            raise BuildFailed(f"{words[0]} {why}; all of it is in {self.path}:\n{said}")
+        return out
 
 
 @contextlib.contextmanager
-def alone(directory: Path, what: str) -> Iterator[None]:
-    """One at a time: two guests at once on a small machine each take twice as long, and time out."""
+def alone(directory: Path, what: str, *, within: float | None = None) -> Iterator[None]:
+    """One at a time: two guests at once on a small machine each take twice as long, and time out. Raises LabError when
+    others had it for ``within`` seconds (None: waits as long as it takes)."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"lab: waiting for another {what}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if within is None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            else:
+                _locked(lock.fileno(), within, what)
         yield
+
+
+def _locked(descriptor: int, within: float, what: str) -> None:
+    """flock(2) has no time-out of its own."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LabError(f"another {what} was at work for {within:g} s; try again when it has ended") from None
+            time.sleep(_POLL)
+        else:
+            return
