@@ -29,6 +29,7 @@ from tests.bench import (
     isolation,
     kv,
     kv_sim,
+    lab,
     observe,
     reaction,
     recognise,
@@ -73,6 +74,16 @@ def parser() -> argparse.ArgumentParser:
         "--runs", type=_positive, metavar="N", help="how often each cell is run (scale: seconds of churn)"
     )
     made.add_argument("--quick", action="store_true", help="fewer runs: ends within 50 s after set-up")
+    made.add_argument("--lab", action="store_true", help="in a guest with cgroup v2 and systemd; shows ratios")
+    made.add_argument("--kernel", default="newest", metavar="K", help="of the guest: 6.1, 6.12, newest (default)")
+    made.add_argument(
+        "--with",
+        dest="extras",
+        action="append",
+        default=[],
+        metavar="SET",
+        help="of packages, in the guest: docker, for docker exec",
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write host, every raw row and the summary there")
     return made
 
@@ -88,6 +99,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
         parser().error(f"--json {options.json}: the directory {options.json.parent} does not exist; make it first")
+    if options.lab:
+        return lab.run(
+            options.name,
+            kernel=options.kernel,
+            runs=options.runs,
+            quick=options.quick,
+            extras=options.extras,
+            stored=options.json,
+        )
+    if options.extras:
+        parser().error("--with is for --lab")
     machine = Others()
     host = host_facts("unknown")
     began = time.monotonic()

@@ -32,6 +32,7 @@ THRESHOLD: Final = 64 * MIB
 BOUND: Final = THRESHOLD + 256 * MIB  # what a burst touches that nothing stops
 POLLER_BOUND: Final = THRESHOLD + 1024 * MIB
 POLL_SECONDS: Final = 0.1
+HIGH_SECONDS: Final = 2.0
 HUGE_PAGE: Final = 2 * MIB
 QUIET: Final = asyncio.subprocess.DEVNULL  # each call is ended by us, and its launcher says so
 
@@ -62,6 +63,8 @@ async def measure(context: Context) -> Result:
                 result.rows.append({"round": turn, **await _braked(host, burst, cell)})
             for cell in CELLS[:2]:
                 result.rows.append({"round": turn, **await _polled(host, burst, cell, phase.random() * POLL_SECONDS)})
+                if host.mode == "unified":
+                    result.rows.append({"round": turn, **await _softly(host, burst, cell)})
             if (turn + 1) % 10 == 0:
                 context.say(f"{turn + 1} of {rounds} rounds")
     summarise(result)
@@ -125,6 +128,35 @@ async def _polled(host: Corral, burst: Path, cell: Cell, delay: float) -> Row:
     }
 
 
+async def _softly(host: Corral, burst: Path, cell: Cell) -> Row:
+    """The same in a call with no threshold but memory.high there, which slows and does not stop: how far it got within
+    HIGH_SECONDS, or until it had touched all."""
+    process = await host.start(burst, str(cell.processes), str(POLLER_BOUND), cell.pages, stderr=QUIET)
+    try:
+        call = await line_of(process)
+        groups = await host.group(call)
+        first_file(groups, "memory.high").write_text(str(THRESHOLD), "ascii")
+        peak_file = first_file(groups, *MEMORY_PEAK)
+        await tell(process)
+        peak = POLLER_BOUND  # where it ends by itself
+        try:
+            await asyncio.wait_for(process.wait(), HIGH_SECONDS)
+        except TimeoutError:
+            peak = int(peak_file.read_text("ascii"))
+            await host.kill(call)
+            await process.wait()
+    finally:
+        await ended(process)
+    return {
+        "arm": "high",
+        "cell": cell.name,
+        "processes": cell.processes,
+        "pages": cell.pages,
+        "stopped": False,
+        "overshoot_bytes": peak - THRESHOLD,
+    }
+
+
 class _Poller(threading.Thread):
     """What an agent host without a kernel side does. A thread of its own: the event loop must not delay it."""
 
@@ -183,6 +215,9 @@ def summarise(result: Result) -> None:
         ]
         key = f"overshoot_{cell.pages}_{cell.processes}_p99_bytes"
         result.summary[key] = Figure(value=percentile(found, 99), unit="bytes", samples=found)
+    softly = values("high", "overshoot_bytes", "small")
+    if softly:
+        result.summary["high_overshoot_p50_bytes"] = Figure(value=median(softly), unit="bytes", samples=softly)
     missed = sum(1 for row in result.rows if row["arm"] == "brake" and not row["stopped"])
     if missed:
         result.notes.append(f"{missed} bursts were not stopped at all; they count with their whole peak")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import accounting, boundary, brake, observe, procstat, scale
+from tests.bench import accounting, boundary, brake, lab, observe, procstat, scale
 from tests.bench.__main__ import BENCHES, main
 from tests.bench.churn import parse_begin
 from tests.bench.harness import BenchError, Context, first_file
@@ -259,3 +259,33 @@ def test_command_refuses_bad_arguments_before_it_measures(
         main(arguments)
     assert stopped.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_ratios_of_starts_in_a_guest() -> None:
+    def row(arm: str, ms: float, *, warm_up: bool = False) -> Row:
+        return {"kind": "spawn", "arm": arm, "ms": ms, "warm_up": warm_up}
+
+    rows = [row("plain", 20), row("corral", 50), row("corral", 1000, warm_up=True), row("plain_lone", 20)]
+    rows += [row("corral_lone", 40), row("plain_beside_systemd_run", 25), row("systemd_run", 175)]
+    rows.append({"kind": "grpc", "arm": "grpc", "ms": 1.0, "warm_up": False})
+    assert lab.ratios("boundary", rows) == {
+        "corral-exec, added / plain": 1.5,
+        "corral-exec after a rest, added / plain": 1.0,
+        "systemd-run --scope, added / plain": 6.0,
+        "systemd-run --scope, added / corral-exec's": 5.0,
+    }
+
+
+def test_ratios_of_overshoots_in_a_guest() -> None:
+    rows: list[Row] = [
+        {"arm": "brake", "cell": "small, 1 process", "overshoot_bytes": MIB},
+        {"arm": "high", "cell": "small, 1 process", "overshoot_bytes": 32 * MIB},
+    ]
+    found = lab.ratios("brake", rows)
+    assert found["the brake, small, 1 process: p50"] == 1 / 64
+    assert found["memory.high alone, small, 1 process: p99"] == 0.5
+
+
+def test_a_bench_that_has_no_guest_says_which_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tui", "--lab"]) == 2
+    assert "boundary, brake have" in capsys.readouterr().err
