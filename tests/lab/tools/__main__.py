@@ -116,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("clean", help="remove everything that was built")
     run = verbs.add_parser("run", help="run a command as root in a copy of the working tree; its exit status is ours")
     test = verbs.add_parser("test", help="run tests/lab, or the tests given after --")
-    test.add_argument("--core", action="store_true", help="the few that CI runs; 77 where no guest can be made here")
+    test.add_argument(
+        "--core", action="store_true", help="the few that are for every change; 77 where no guest can be made here"
+    )
     for verb in (run, test):
         which = "6.1, 6.12, newest (default), or a release" + ("; all: one after the other" if verb is test else "")
         verb.add_argument("--kernel", default=kernels.NEWEST, metavar="K", help=which)
