@@ -1,5 +1,5 @@
-"""A part of the tests, for every change, in a guest. What is not Corral's never makes it fail: such a run is skipped, with
-the reason. It ends: building, waiting, booting and each test have their time."""
+"""A part of the tests, for every change, in a guest. What is not Corral's never makes it fail: such a run is skipped,
+with the reason. It ends: building, waiting, booting and each test have their time."""
 
 from __future__ import annotations
 
