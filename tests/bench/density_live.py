@@ -391,14 +391,19 @@ class _Corral:
 # --- figures
 
 
+def _finite(value: float) -> float | None:
+    """None: an agent got nothing done at all, so the mean has no end."""
+    return value if value != float("inf") else None
+
+
 def _row(name: str, agents: int, seed: int, live: Live, simulated: Report) -> Row:
-    row: Row = {"policy": name, "agents": agents, "seed": seed, "slow_down": live.slow_down}
+    row: Row = {"policy": name, "agents": agents, "seed": seed, "slow_down": _finite(live.slow_down)}
     row |= {"agents_lost": live.agents_lost, "calls_oom_killed": live.oom_killed, "calls": live.calls}
     row |= {"calls_killed": live.killed.total(), "killed_by": " ".join(f"{k}:{n}" for k, n in live.killed.items())}
     row |= {"brakes": live.brakes, "held_s": live.held}
     row |= {"memory_mean_bytes": sum(live.memory) / len(live.memory), "memory_peak_bytes": max(live.memory)}
     row |= {
-        "simulated_slow_down": simulated.mean_slow_down,
+        "simulated_slow_down": _finite(simulated.mean_slow_down),
         "simulated_agents_lost": simulated.agents_lost,
         "simulated_calls_oom_killed": simulated.calls_oom_killed,
         "simulated_calls_killed": sum(simulated.calls_killed.values()),
@@ -415,18 +420,20 @@ def _summarise(result: Result) -> None:
     for name, agents in dict.fromkeys((str(row["policy"]), int(row["agents"] or 0)) for row in result.rows):
         rows = [row for row in result.rows if (row["policy"], row["agents"]) == (name, agents)]
 
-        def mean(key: str, rows: list[Row] = rows) -> float:
-            return sum(float(row[key] or 0) for row in rows) / len(rows)
+        def mean(key: str, rows: list[Row] = rows) -> float | None:
+            values = [float(value) for row in rows if (value := row[key]) is not None]
+            return sum(values) / len(values) if len(values) == len(rows) else None
 
         cell = f"{name}_{agents}"
         for key in ("slow_down", "agents_lost", "calls_killed", "calls_oom_killed"):
             for who in ("", "simulated_"):
                 unit = "ratio" if key == "slow_down" else "a run"
                 result.summary[f"{cell}_{who}{key}"] = Figure(value=mean(f"{who}{key}"), unit=unit)
-        result.summary[f"{cell}_memory_mean_mib"] = Figure(value=mean("memory_mean_bytes") / 2**20, unit="MiB")
-        result.summary[f"{cell}_simulated_memory_mean_mib"] = Figure(
-            value=mean("simulated_memory_mean_bytes") / 2**20, unit="MiB"
-        )
+        for who in ("", "simulated_"):
+            key = f"{who}memory_mean_bytes"
+            result.summary[f"{cell}_{key}"] = Figure(value=mean(key), unit="bytes")
+        if mean("slow_down") is None or mean("simulated_slow_down") is None:
+            result.notes.append(f"{name}, {agents} agents: one got nothing done, so there is no mean slow-down")
     ours = [row for row in result.rows if row["policy"] == "corral" and row["agents"] == 33]
     lost = sum(int(row["agents_lost"] or 0) for row in ours)
     result.summary["agents_lost"] = Figure(value=lost, unit="count", at_most=0)

@@ -69,3 +69,12 @@ def test_a_cell_fits_only_with_nothing_lost() -> None:
     assert result.summary["agents_lost"].met is False
     assert result.summary["verdicts_alike"].value == 0.25
     assert result.summary["corral_33_calls_killed"].value == 0.25
+
+
+def test_an_agent_that_got_nothing_done_has_no_slow_down_and_its_cell_does_not_fit() -> None:
+    simulated = Report(policy="oracle", agents=30, memory=1)
+    result = Result(rows=[_row("oracle", 30, 1, Live(slow_downs=[1.0, float("inf")], memory=[1]), simulated)])
+    assert result.rows[0]["fits"] is False
+    _summarise(result)
+    assert result.summary["oracle_30_slow_down"].value is None
+    assert "got nothing done" in result.notes[0]
