@@ -15,7 +15,7 @@ import contextlib
 import os
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -203,6 +203,7 @@ class _Places:
         self._host, self._folder, self._plans, self._chance = host, folder, plans, chance
         self._reserve = chosen.reserve
         self._reserved = 0
+        self._line: deque[Agent] = deque()
         self._free = asyncio.Condition()
         self._begin = asyncio.Event()
         self._all_ready = asyncio.Event()
@@ -227,8 +228,12 @@ class _Places:
         for run in range(1_000_000):
             wanted = peak_of(agent.plan) if self._reserve is not None else 0
             async with self._free:
-                await self._free.wait_for(lambda wanted=wanted: self._reserved + wanted <= MEMORY)  # type: ignore[misc]
+                self._line.append(agent)  # in the order in which they ask, as in the simulator: none is passed by
+                while self._line[0] is not agent or self._reserved + wanted > MEMORY:
+                    await self._free.wait()
+                self._line.popleft()
                 self._reserved += wanted
+                self._free.notify_all()
             await self._one(agent, run)
             async with self._free:
                 self._reserved -= wanted
