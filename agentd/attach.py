@@ -9,7 +9,7 @@ from agentd.containers.engine import Engine
 from agentd.containers.follow import FollowFile
 from agentd.containers.service import Containers
 from agentd.hook.classify import classify
-from controller.enforce import Enforcer
+from controller.backends.enforce import Enforcer
 from controller.host import Host
 from controller.model import SessionId, SessionView
 from controller.recognise.bpfsource import BpfSource

@@ -12,9 +12,9 @@ from agentd.config import Config
 from bpf import BpfError, Event, KernelSide, PinsInUse
 from bpf.sched import Scheduler
 from controller.backend import Backend
+from controller.backends.enforce import Enforcer
+from controller.backends.kernelside import KernelSide as KernelSidePort
 from controller.cgroup import NoUsableCgroups, Tree, detect
-from controller.enforce import Enforcer
-from controller.kernelside import KernelSide as KernelSidePort
 from controller.model import AlreadyExists
 from controller.scheduling import Scheduling
 
@@ -65,7 +65,7 @@ def open_kernel_side(config: Config, root: Path, on_event: Callable[[Event], Non
 
 def _completed(side: KernelSide, root: Path, on_event: Callable[[Event], None]) -> KernelSidePort:
     """eBPF that was loaded in part, with the stand-in for what it has a stand-in for."""
-    from controller.bothsides import STANDS_IN_FOR, BothSides
+    from controller.backends.bothsides import STANDS_IN_FOR, BothSides
 
     if side.parts >= STANDS_IN_FOR:
         return side
@@ -94,6 +94,6 @@ def _demand_controllers(tree: Tree) -> None:
 
 
 def _observer(why: str) -> Backend:
-    from controller.observe import Observer  # likewise psutil
+    from controller.backends.observe import Observer  # likewise psutil
 
     return Observer((why,))

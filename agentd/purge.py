@@ -12,9 +12,9 @@ from typing import Final
 
 from agentd.config import Config
 from bpf import BpfError, PinDir
+from controller.backends.rootlock import lock_root
 from controller.cgroup import NoUsableCgroups, Tree, detect
 from controller.model import AlreadyExists, ControllerError
-from controller.rootlock import lock_root
 
 _PATIENCE: Final = 15.0  # seconds for processes to be gone
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import structlog
 
 from bpf import BpfError
+from controller.backends.kernelside import KernelSide
 from controller.cgroup import CgroupFileError, Group
-from controller.kernelside import KernelSide
 from controller.model import ControllerError, SessionId
 
 log = structlog.get_logger("corral.agentwatch")

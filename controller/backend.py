@@ -1,6 +1,6 @@
 """What carries out the controller's decisions on the host at hand.
 
-Two kinds: ``controller.enforce`` (cgroups, and eBPF where it loads) and ``controller.observe`` (process trees only: no
+Two kinds: ``backends.enforce`` (cgroups, and eBPF where it loads) and ``backends.observe`` (process trees only: no
 root, or no writable cgroup tree). The host's state machine is the same over both; tests put a recording one beneath it.
 """
 

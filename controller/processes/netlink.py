@@ -65,7 +65,7 @@ class _Call:
 
 
 class NetlinkSide:
-    """See controller.kernelside.KernelSide. Thresholds, network policies and GPU grants are taken and have no effect:
+    """See controller/backends/kernelside.py. Thresholds, network policies and GPU grants are taken and have no effect:
     ``parts`` lacks them, so that the host refuses intents which ask for them."""
 
     def __init__(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bpf import Event, ExecEvent, NetworkPolicy, NotRegistered, Unavailable
+from controller.backends.kernelside import KernelSide
 from controller.cgroup import Group, Tree
-from controller.kernelside import KernelSide
 from controller.processes.errors import NoProcessEvents
 from controller.processes.events import Kind, ProcessEvents
 from controller.processes.netlink import NetlinkSide

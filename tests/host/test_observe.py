@@ -17,7 +17,7 @@ CODE = """
 import asyncio, os, subprocess, sys
 from controller.backend import CallRef, SessionRecord
 from controller.model import *
-from controller.observe import Observer
+from controller.backends.observe import Observer
 
 class Heard:
     def on_empty(self, call_id): heard.append(call_id)

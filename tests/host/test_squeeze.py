@@ -12,10 +12,10 @@ import pytest
 
 from bpf import Unavailable
 from controller.backend import CallRecord, CallRef, SessionRecord
+from controller.backends.enforce import Enforcer, OpenKernel
+from controller.backends.kernelside import KernelSide
 from controller.ceilings import check_settable
 from controller.cgroup import Group, Tree
-from controller.enforce import Enforcer, OpenKernel
-from controller.kernelside import KernelSide
 from controller.model import (
     CallId,
     CallState,

@@ -15,8 +15,8 @@ import pytest
 from bpf import Event, KernelSide
 from bpf.pins import PinDir
 from controller.backend import CallRecord, CallRef
+from controller.backends.enforce import Enforcer
 from controller.cgroup import Tree, detect
-from controller.enforce import Enforcer
 from controller.model import Limits, Squeeze
 from tests.host import bpf_support as support
 from tests.host.cgroup_tools import temporary_tree

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from bpf import BpfError, Counters, NetworkPolicy, TooManyCalls
-from controller.bothsides import BothSides
+from controller.backends.bothsides import BothSides
 
 EBPF = Counters(faults=1, read_bytes=2, execs=3, net_rx_bytes=400, denied_connects=5)
 NETLINK = Counters(faults=100, read_bytes=200, execs=300, net_rx_bytes=1, denied_connects=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from controller import disks
-from controller.disks import Disk, Disks, Room, parse
+from controller.backends import disks
+from controller.backends.disks import Disk, Disks, Room, parse
 
 GIB = 1 << 30
 MOUNTS = r"""

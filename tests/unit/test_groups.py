@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backend import SessionRecord
+from controller.backends.groups import Groups
 from controller.cgroup import Tree
-from controller.groups import Groups
 from controller.model import Limits, SessionView, TenantView, new_session_id, new_tenant_id
 from controller.shelter import STEP, handed_down
 

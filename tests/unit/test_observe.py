@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from controller.backend import Backend, CallRecord, CallRef, SessionRecord, Whose
+from controller.backends.observe import Observer
 from controller.model import (
     CallId,
     CallState,
@@ -33,7 +34,6 @@ from controller.model import (
     new_session_id,
     new_tenant_id,
 )
-from controller.observe import Observer
 from controller.processes import procfs
 
 MIB = 1 << 20

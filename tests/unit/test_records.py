@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backend import CallRecord, SessionRecord
+from controller.backends.records import decode, encode
 from controller.model import (
     Action,
     CallState,
@@ -32,7 +33,6 @@ from controller.model import (
     new_session_id,
     new_tenant_id,
 )
-from controller.records import decode, encode
 
 MIB = 1 << 20
 XATTR_MAX = 64 * 1024  # of the kernel

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backend import CallRecord
+from controller.backends.records import decode, encode
 from controller.model import UNLIMITED, Action, CallState, Decision, Intent, Limits, Squeeze, squeezed
 from controller.policy.done import SQUEEZES
-from controller.records import decode, encode
 from controller.throttle import relax, throttle
 from tests.unit.test_host import rig, state, turn
 

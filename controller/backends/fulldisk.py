@@ -9,14 +9,14 @@ from functools import partial
 import structlog
 
 from bpf import BpfError
-from controller.disks import Disks
-from controller.kernelside import KernelSide
+from controller.backends.disks import Disks
+from controller.backends.kernelside import KernelSide
 
 log = structlog.get_logger("corral.fulldisk")
 
 
 class FullDisk:
-    """On while a file system is nearly full and calls run: see controller.disks. All on the event loop, but for the
+    """On while a file system is nearly full and calls run: see disks.py. All on the event loop, but for the
     first time, which takes 50 ms in a thread; ``problem`` is set when the kernel will not."""
 
     def __init__(self, kernel: KernelSide | None) -> None:

@@ -10,10 +10,10 @@ from bpf import BpfError
 from bpf.devicefilter import copy_device_filter
 from controller.agentwatch import AgentWatch
 from controller.backend import CallRecord, Found, SessionRecord
+from controller.backends.kernelside import KernelSide
+from controller.backends.records import decode, encode
 from controller.cgroup import Group, GroupBusy, NoSuchGroup, Tree
-from controller.kernelside import KernelSide
 from controller.model import UNLIMITED, CannotEnforce, ControllerError, Limits, SessionId, TenantId, TenantView
-from controller.records import decode, encode
 from controller.scheduling import Scheduling
 from controller.shelter import Shelter
 

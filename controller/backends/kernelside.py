@@ -1,4 +1,4 @@
-"""What ``controller.enforce`` asks of the kernel beyond cgroup files: ``bpf.KernelSide``, or what stands in for it."""
+"""What ``enforce.py`` asks of the kernel beyond cgroup files: ``bpf.KernelSide``, or what stands in for it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import select
 from typing import Final
 
 from bpf import BpfError, Counters, NetworkPolicy
-from controller.kernelside import KernelSide
+from controller.backends.kernelside import KernelSide
 
 _OF_PART: Final = {
     "accounting": (
@@ -29,7 +29,7 @@ STANDS_IN_FOR: Final = frozenset(_OF_PART)
 
 
 class BothSides:
-    """A controller.kernelside.KernelSide of two: ``first`` (eBPF) has what it can, ``second`` (netlink) what is left.
+    """A KernelSide (see kernelside.py) of two: ``first`` (eBPF) has what it can, ``second`` (netlink) what is left.
 
     The first problem that the second side tells is that it stands in for all of the first: here it does so for a part.
     """

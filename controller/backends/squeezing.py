@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from controller.backend import Squeezed
+from controller.backends.leaf import Leaf
 from controller.cgroup import Group, NoSuchGroup
-from controller.leaf import Leaf
 from controller.model import ControllerError, Limits, Squeeze, squeezed
 
 _KNOBS: Final = {  # of a Squeeze, and the limit that it lowers

@@ -25,6 +25,13 @@ from controller.backend import (
     Squeezed,
     Whose,
 )
+from controller.backends.fulldisk import FullDisk, device_of
+from controller.backends.groups import Groups
+from controller.backends.kernelside import KernelSide
+from controller.backends.leaf import Leaf, first_to_go, network_policy, usage_of
+from controller.backends.records import encode
+from controller.backends.rootlock import lock_root
+from controller.backends.squeezing import Squeezer, under_squeeze
 from controller.cgroup import (
     CgroupFileError,
     Group,
@@ -39,10 +46,6 @@ from controller.cgroup import (
     Watcher,
 )
 from controller.cgroup.pressure import PressureTrigger
-from controller.fulldisk import FullDisk, device_of
-from controller.groups import Groups
-from controller.kernelside import KernelSide
-from controller.leaf import Leaf, first_to_go, network_policy, usage_of
 from controller.model import (
     CallId,
     ControllerError,
@@ -52,10 +55,7 @@ from controller.model import (
     Tripwire,
     Usage,
 )
-from controller.records import encode
-from controller.rootlock import lock_root
 from controller.scheduling import Scheduling
-from controller.squeezing import Squeezer, under_squeeze
 
 log = structlog.get_logger("corral.enforce")
 
