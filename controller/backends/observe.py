@@ -29,6 +29,7 @@ from controller.backend import (
     Squeezed,
     Whose,
 )
+from controller.backends.treeusage import usage_of, usec
 from controller.model import (
     CallId,
     ControllerError,
@@ -133,7 +134,7 @@ class Observer:
         use = self._tenants.get(tenant_id, ZERO)
         for tree in self._trees_of(tenant_id):
             use = use.plus(tree.use())
-        return _usec(use.user + use.system)
+        return usec(use.user + use.system)
 
     def shelter_agents(self, tenant_id: TenantId, sessions: Iterable[SessionId], tenant: bool) -> None:
         pass  # reclaim is the kernel's own
@@ -275,7 +276,7 @@ class Observer:
     def usage(self, ref: CallRef) -> Usage:
         call = self._call(ref)
         self._look(0.0)
-        return _usage(call.tree)
+        return usage_of(call.tree)
 
     def memory(self, ref: CallRef) -> int:
         call = self._call(ref)
@@ -300,7 +301,7 @@ class Observer:
         for ref in refs:
             call = self._calls.get(ref.call_id)
             if call is not None:
-                sampled.usage[ref.call_id] = _usage(call.tree)
+                sampled.usage[ref.call_id] = usage_of(call.tree)
         return sampled
 
     def proof(self, ref: CallRef, *, measured: bool = False) -> KernelProof:
@@ -445,29 +446,6 @@ class Observer:
 
 def _all_trees(session: _Session) -> list[Tree]:
     return [session.own, *(call.tree for call in session.calls.values())]
-
-
-def _usage(tree: Tree) -> Usage:
-    use = tree.use()
-    io = use if tree.io_known else None
-    return Usage(
-        cpu_usec=_usec(use.user + use.system),
-        cpu_user_usec=_usec(use.user),
-        cpu_system_usec=_usec(use.system),
-        memory_now=tree.rss,
-        memory_peak=tree.rss_peak,
-        pids_now=len(tree.alive),
-        faults=use.faults,
-        major_faults=use.major,
-        read_bytes=io.read if io is not None else None,
-        written_bytes=io.written if io is not None else None,
-        disk_read_bytes=io.disk_read if io is not None else None,
-        disk_written_bytes=io.disk_written if io is not None else None,
-    )
-
-
-def _usec(ticks: int) -> int:
-    return ticks * 1_000_000 // procfs.TICKS
 
 
 def _living(pid: int) -> procfs.ProcStat:

@@ -71,12 +71,12 @@ def test_shell_scripts_parse_and_stop_at_errors(name: str) -> None:
     assert re.search(r"^set -euo pipefail$", SCRIPTS[name], re.MULTILINE), "does not stop at an error"
 
 
-def test_ci_runs_every_part_that_people_run_by_default_and_the_guests_core() -> None:
+def test_ci_runs_every_part_that_people_run_by_default() -> None:
     run = REPOSITORY / ".ci" / "run"
     assert os.access(run, os.X_OK)
     (command,) = re.findall(r"^exec scripts/test (.*)</dev/null$", run.read_text("utf-8"), re.MULTILINE)
     (default,) = re.findall(r"parts=\((static .*?)\)$", SCRIPTS["test"], re.MULTILINE)
-    assert command.split() == [f"--{part}" for part in (*default.split(), "lab-core")]  # and no test is left out
+    assert command.split() == [f"--{part}" for part in default.split()]  # and no test is left out
 
 
 def requirement_name(line: str) -> str:
