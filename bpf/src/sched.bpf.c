@@ -53,7 +53,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, CORRAL_SCHED_MAX_CALLS);
 	__type(key, __u64);
-	__type(value, struct clock);
+	__type(value, struct corral_sched_clock);
 } sched_clocks SEC(".maps");
 
 /* Tenants: the weights of those calls of theirs, together, that have something to run. Made by user space. */

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from bpf import sched
+from bpf.errors import Unavailable
+from bpf.libbpf import Object
+from bpf.loader import OBJECTS
 
 SOURCES = Path(__file__).resolve().parents[2] / "bpf/src"
 CHECKS = f"""
@@ -56,3 +59,24 @@ def test_which_scheduler_is_in_force(tmp_path: Path, state: str, ops: str | None
 def test_a_kernel_without_sched_ext(tmp_path: Path) -> None:
     assert sched.running(tmp_path) == ""
     assert "this kernel has no sched_ext" in sched.unavailable(tmp_path)
+
+
+def test_the_object_opens_and_declares_the_maps_that_are_used() -> None:
+    """Needs libbpf, and no kernel that could load it: opening resolves every type."""
+    path = OBJECTS / "sched.bpf.o"
+    if not path.is_file():
+        pytest.skip("the eBPF objects are not built: scripts/build-bpf")
+    try:
+        opened = Object(path)
+    except Unavailable as err:
+        pytest.skip(str(err))
+    try:
+        sizes = {name: (key, value) for name, (_, key, value, _, _) in opened.maps().items()}
+        programs = opened.programs()
+    finally:
+        opened.close()
+    assert sizes["sched_calls"] == (8, sched.CALL.size)
+    assert sizes["sched_clocks"] == (8, sched.CLOCK.size)
+    assert sizes["sched_groups"] == (8, 8)
+    assert sizes["sched_end"] == (4, sched.END.size)
+    assert "corral_init" in programs  # the one that is loaded as sleepable
