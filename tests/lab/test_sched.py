@@ -18,14 +18,24 @@ WITHIN = 120.0  # seconds: the guest is emulated
 SPIN = "while :; do :; done & while :; do :; done"
 SYSRQ = Path("/proc/sysrq-trigger")
 
-pytestmark = pytest.mark.skipif(bool(sched.unavailable()), reason=f"no CPU scheduler: {sched.unavailable()}")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(bool(sched.unavailable()), reason=f"no CPU scheduler: {sched.unavailable()}"),
+]
 
 
-@pytest_asyncio.fixture
-async def daemon() -> AsyncIterator[DaemonUnderTest]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[DaemonUnderTest]:
     async with one_daemon(tenants={"acme": {}, "beta": {}}, settings={"sched": {"mode": "auto"}}) as made:
-        await in_force(made)
         yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def daemon(shared: DaemonUnderTest) -> AsyncIterator[DaemonUnderTest]:
+    await in_force(shared)
+    yield shared
+    for session in (await shared.snapshot()).sessions:
+        await shared.client.call(shared.client.operator.Kill, pb.KillRequest(target=session.id))
 
 
 async def until(holds: Callable[[], bool], what: str) -> None:
@@ -48,11 +58,11 @@ async def missing(daemon: DaemonUnderTest) -> str:
     return "\n".join((await daemon.snapshot()).host.missing)
 
 
-async def until_told(daemon: DaemonUnderTest, text: str) -> None:
+async def until_told(daemon: DaemonUnderTest, text: str, *, told: bool = True) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + WITHIN
-    while text not in (told := await missing(daemon)):
-        assert loop.time() < deadline, f"{text!r} is not told within {WITHIN:g} s, but {told!r}"
+    while (text in (seen := await missing(daemon))) is not told:
+        assert loop.time() < deadline, f"{text!r}, told: {not told}, after {WITHIN:g} s: {seen!r}"
         await asyncio.sleep(0.2)
 
 
@@ -123,6 +133,7 @@ async def test_it_ends_with_the_daemon_and_calls_go_on(daemon: DaemonUnderTest) 
     assert min(await used(leaf, total=300_000)) > 0
     await daemon.stop()
     await until(lambda: sched.running() == "", "the kernel's own scheduler is back")
+    await daemon.start()
 
 
 async def test_ejected_the_kernels_own_takes_over_and_it_comes_back(daemon: DaemonUnderTest) -> None:
@@ -132,7 +143,7 @@ async def test_ejected_the_kernels_own_takes_over_and_it_comes_back(daemon: Daem
     assert sched.running() == ""
     assert min(await used(leaf, total=300_000)) > 0
     await in_force(daemon)
-    assert "CPU scheduler" not in await missing(daemon)
+    await until_told(daemon, "CPU scheduler", told=False)
     assert min(await used(leaf, total=300_000)) > 0
 
 
