@@ -48,7 +48,8 @@ async def measure(context: Context) -> Result:
     waker = str(context.compile("waker"))
     delays: dict[str, list[float]] = {cell.name: [] for cell in cells}
     p99: dict[str, list[float]] = {cell.name: [] for cell in cells}
-    shares: dict[str, list[float]] = {cell.name: [] for cell in cells}
+    shares: dict[str, list[float]] = {cell.name: [] for cell in cells}  # above 1: its sleeping and waking, too
+    kept: dict[str, list[float]] = {cell.name: [] for cell in cells}
     for run in range(runs):
         for cell in cells:
             context.say(f"{cell.name}, run {run + 1} of {runs}")
@@ -64,6 +65,7 @@ async def measure(context: Context) -> Result:
             delays[cell.name] += late
             p99[cell.name].append(percentile(late, 99))
             shares[cell.name].append(cpu / (wall * WORK_US / PERIOD_US))
+            kept[cell.name].append(count * PERIOD_US / wall)
             result.rows.append(
                 {
                     "cell": cell.name,
@@ -72,6 +74,7 @@ async def measure(context: Context) -> Result:
                     "p99_us": percentile(late, 99),
                     "most_us": max(late),
                     "share": round(shares[cell.name][-1], 4),
+                    "kept": round(kept[cell.name][-1], 4),
                 }
             )
     for cell in cells:
@@ -79,6 +82,7 @@ async def measure(context: Context) -> Result:
         result.summary[f"{name}_p50_us"] = Figure(value=median(delays[name]), unit="us")
         result.summary[f"{name}_p99_us"] = Figure(value=percentile(delays[name], 99), unit="us", samples=p99[name])
         result.summary[f"{name}_share"] = Figure(value=median(shares[name]), unit="of asked", samples=shares[name])
+        result.summary[f"{name}_kept"] = Figure(value=median(kept[name]), unit="of moments", samples=kept[name])
     if not why:
         for name in ("weights", "weights_x10"):
             for percent in (50, 99):
