@@ -293,7 +293,9 @@ async def test_an_engine_that_comes_and_goes(daemons: DaemonFactory, model: Path
         session = await daemon.open_session("acme")
         await turn(daemon, session, url, 0)
     status = await until(daemon, "the engine away", lambda s: s.engines[0].state == "down")
-    assert "unreachable" in status.engines[0].detail or "refused" in status.engines[0].detail.lower()
+    # refused, or cut off where the question was on its way when the engine ended: the words are the kernel's
+    assert url in status.engines[0].detail
+    assert "check that it runs" in status.engines[0].detail
     # a call begins and ends as ever; what cannot be moved stays as it was known
     assert (await daemon.call(session, "/bin/true", options=BOUND))[0] == 0
     assert kinds(await tier(daemon), session) == []
