@@ -299,7 +299,8 @@ def test_whatever_happens_in_whatever_order(steps: list[tuple[str, str]], seed: 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="no llama.cpp server for this machine")
 async def test_on_the_real_server_kv_comes_back_in_whatever_slot_is_free(tmp_path: Path) -> None:
     from agentd.gateway import Gateway, Upstream
-    from tests.bench.kv import _Port, _turn
+    from tests.bench.kv_agents import TurnSeen, turn
+    from tests.bench.kv_inprocess import Port
 
     model = tiny_gguf.write(tmp_path / "tiny.gguf")
     async with llamacpp(model, tmp_path, slots=1) as url:
@@ -313,15 +314,17 @@ async def test_on_the_real_server_kv_comes_back_in_whatever_slot_is_free(tmp_pat
             bytes_per_token=tiny_gguf.KV_BYTES_PER_TOKEN,
             directory=tmp_path,
         )
-        port = _Port(slots)
-        gateway = Gateway(port, Upstream(url, engine="local"), tells_usage=True)
+        gateway = Gateway(Port(slots), Upstream(url, engine="local"), tells_usage=True)
         host, number = await gateway.listen_tcp("127.0.0.1", 0)
         clients = {name: Upstream(f"http://{host}:{number}", engine="g", api_key=name) for name in ("one", "two")}
         texts = {name: f"{name} says what it has to say, " * 12 for name in clients}
+        turns: list[TurnSeen] = []
         for _ in range(3):
             for name, client in clients.items():
-                texts[name] += await _turn(client, texts[name]) + " and more"
-        first, again = port.reports[:2], port.reports[2:]
+                said, seen = await turn(client, name, texts[name])
+                turns.append(seen)
+                texts[name] += said + " and more"
+        first, again = turns[:2], turns[2:]
         assert all(one.cached <= 1 for one in first)
         assert all(one.cached > 300 for one in again)  # found, though the other had the only slot meanwhile
         assert (slots.totals.failures, slots.totals.offloads, slots.totals.restores) == (0, 5, 4)
