@@ -15,6 +15,7 @@ from typing import Final
 from tests.bench.harness import (
     MEMORY_NOW,
     MEMORY_PEAK,
+    STEP_WITHIN,
     BenchError,
     Context,
     Corral,
@@ -78,9 +79,9 @@ async def _braked(host: Corral, burst: Path, cell: Cell) -> Row:
     try:
         call = await line_of(process)
         await tell(process)
-        await asyncio.wait_for(process.wait(), 30)
+        await asyncio.wait_for(process.wait(), STEP_WITHIN)
     except TimeoutError:
-        raise BenchError(f"call {call} ({cell.name}) neither ended nor was ended within 30 s") from None
+        raise BenchError(f"call {call} ({cell.name}) neither ended nor was ended within {STEP_WITHIN:g} s") from None
     finally:
         await ended(process)
     outcome = await host.outcome(call)
@@ -107,7 +108,7 @@ async def _polled(host: Corral, burst: Path, cell: Cell, delay: float) -> Row:
         await asyncio.sleep(delay)  # the burst begins at any moment between two looks
         await tell(process)
         gone = asyncio.ensure_future(process.wait())
-        stopped = asyncio.ensure_future(asyncio.to_thread(poller.wait, 30.0))
+        stopped = asyncio.ensure_future(asyncio.to_thread(poller.wait, STEP_WITHIN))
         await asyncio.wait((gone, stopped), return_when=asyncio.FIRST_COMPLETED)
         poller.end()
         caught = await stopped

@@ -16,7 +16,7 @@ from typing import Final
 from agentd.embedded import cgroup_mounts
 from tests.bench.harness import Context
 
-READY_WITHIN: Final = 30.0  # seconds until a Docker Engine answers
+READY_WITHIN: Final = 120.0  # seconds until a Docker Engine answers; in an emulated guest it takes 15 and more
 
 
 class Unavailable(Exception):
@@ -34,7 +34,9 @@ async def container(context: Context) -> AsyncIterator[list[str]]:
     async with _engine(context, docker, name) as client:
         await _done([*client, "import", "-", name], given=_image(true, hold))
         try:
-            await _done([*client, "run", "--detach", "--network=none", f"--name={name}", name, "/hold"])
+            # unconfined: a kernel may have AppArmor where its tools, which load Docker's profile, are not installed
+            fixed = ("--detach", "--network=none", "--security-opt=apparmor=unconfined", f"--name={name}")
+            await _done([*client, "run", *fixed, name, "/hold"])
             yield [*client, "exec", name, "/true"]
         finally:
             # our own names only; an engine of our own is removed with all that it has
@@ -57,9 +59,11 @@ async def _engine(context: Context, docker: str, name: str) -> AsyncIterator[lis
     home = context.directory / "docker"
     home.mkdir()
     client = [docker, "--host", f"unix://{home}/docker.sock"]
+    # on v2 the cgroup driver is systemd's, which has a slice of its own for containers and takes no path as a parent
+    parent = [] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else [f"--cgroup-parent=/{name}"]
     with (home / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(dockerd, "--iptables=false", "--ip6tables=false", "--bridge=none", f"--cgroup-parent=/{name}"),
+            *(dockerd, "--iptables=false", "--ip6tables=false", "--bridge=none", *parent),
             *(f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/pid"),
             *("-H", f"unix://{home}/docker.sock"),
             stdin=asyncio.subprocess.DEVNULL,

@@ -143,7 +143,7 @@ async def corral(
     )
     daemon.environment |= environment or {}
     try:
-        await daemon.start()
+        await daemon.start(within=STEP_WITHIN)  # an emulated guest on a busy machine takes more than half a minute
         async with connect(str(daemon.operator_socket)) as client:
             request = pb.OpenSessionRequest(tenant=TENANT, name="bench", uid=os.getuid())
             session = await client.call(client.agent.OpenSession, request)
