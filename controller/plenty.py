@@ -15,14 +15,12 @@ from typing import Final
 from controller.facts import Facts
 from controller.foresight import Foresight
 from controller.model import UNLIMITED
+from controller.policy.account import unwatched_growth
 from controller.policy.settings import ControlConfig
 from controller.registry import Call
 from controller.shared import Shared
 
-MIB: Final = 1024 * 1024
 _STALE: Final = 0.05  # seconds after which the host's memory is read again before a call is let in: 30 µs
-_LEAST_GROWTH: Final = 8 * MIB
-_FEW: Final = 4  # calls that might grow at the same moment, at the least
 
 
 class Plenty:
@@ -52,11 +50,9 @@ class Plenty:
         return self._thrifty
 
     def unwatched_growth(self) -> int:
-        """Bytes that a call without a threshold, or an agent, may grow until somebody looks: so few that not even all
-        of them together get to the end of the memory before."""
-        free = max(0, self._capacity - self._in_use - self._spoken_for)
+        """Bytes that a call without a threshold, or an agent, may grow until somebody looks."""
         watched = self._bare + len(self._shared.registry.sessions)
-        return max(_LEAST_GROWTH, free // (2 * max(_FEW, watched + 1)))
+        return unwatched_growth(self._capacity - self._in_use - self._spoken_for, watched)
 
     def lets_in(self, call: Call) -> bool:
         """Whether ``call``, prepared and granted, may begin now with the threshold that it was promised (or none)."""

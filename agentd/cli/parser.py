@@ -226,9 +226,10 @@ def _simulate(command: Any) -> None:
     one.add_argument("--memory", metavar="SIZE", required=True, help="of the host, e.g. 8G")
     one.add_argument(
         "--policy",
-        choices=("corral", "max", "p95", "oracle", "none"),
+        choices=("corral", "daemon", "max", "p95", "oracle", "none"),
         action="append",
-        help="corral (default), reserve the largest peak, the 95th percentile of peaks, each one's own, or none; "
+        help="corral (default), corral with a daemon's own settings, reserve the largest peak, the 95th percentile of "
+        "peaks, each one's own, or none; "
         "may be given again",
     )
     one.add_argument("--agents", metavar="N", type=_count, help="so many, each playing traces one after the other")

@@ -99,6 +99,7 @@ def plain(report: Report) -> dict[str, Plain]:
         "agents_lost": report.agents_lost,
         "calls_oom_killed": report.calls_oom_killed,
         "calls_killed": dict(report.calls_killed),
+        "calls_given_up": report.calls_given_up,
         "lost_seconds": report.lost_seconds,
         "brakes": report.brakes,
         "calls_braked": report.calls_braked,

@@ -9,6 +9,8 @@ from controller.model import CallId
 from controller.policy.settings import ControlConfig
 from controller.state import CallFacts, Stage, State
 
+_LEAST_GROWTH: Final = 8 * 1024 * 1024  # bytes
+_FEW: Final = 4  # calls that might grow at the same moment, at the least
 _MARGIN: Final = 16 * 1024 * 1024  # bytes: the overshoot of some processes with a huge page each
 
 
@@ -22,6 +24,12 @@ def stock(threshold: int) -> int:
     charges ahead, 64 pages a CPU (MEMCG_CHARGE_BATCH), and may take that back while the call stands. A share of the
     threshold, as a small call is on few CPUs. Bytes."""
     return min(_MARGIN, max(_MARGIN // 16, threshold // 32), threshold // 8)
+
+
+def unwatched_growth(free: int, watched: int) -> int:
+    """How far one of ``watched`` calls without a threshold, or agents, may grow until somebody looks: so little that
+    not even all of them together use up the ``free`` memory before. Bytes."""
+    return max(_LEAST_GROWTH, max(0, free) // (2 * max(_FEW, watched + 1)))
 
 
 class Account:

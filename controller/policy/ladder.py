@@ -285,7 +285,7 @@ def _hold_or_kill(call: CallFacts, begun: Sequence[CallFacts], running: set[Call
     elif not any(c.id in running for c in others):
         # all are held: the last in rank makes room, and nobody where one can still go on
         last = max((c for c in (call, *others) if c.stage is Stage.HELD), key=lambda c: (-c.priority, c.begun_at, c.id))
-        if last.id == call.id:
+        if last.id == call.id and not _waits_for_agents(call, others, account, inside=inside):
             code, why = "nobody_frees", f"used {used}, and no call that runs could free any memory for it"
     if not code and held >= config.hold_max:
         code, why = "held_too_long", f"used {used}; no room came within {human_seconds(config.hold_max)}"
@@ -300,6 +300,16 @@ def _hold_or_kill(call: CallFacts, begun: Sequence[CallFacts], running: set[Call
         evidence=_numbers(call, account) | {"held_seconds": round(held, 3)},
         eta=min((c.need.ends_typical for c in others if c.id in running), default=None),
     )
+
+
+def _waits_for_agents(call: CallFacts, others: Sequence[CallFacts], account: Account, *, inside: bool) -> bool:
+    """Whether its end would make room for nobody but itself, begun anew, while agents (of its tenant, where it is
+    ``inside`` its ceiling) or calls that an operator holds have memory that may become free: then it is better held."""
+    if any(c.stage is not Stage.PARKED for c in others):
+        return False
+    tenant = account.state.tenants.get(call.tenant_id) if inside else None
+    agents = tenant.agents if tenant is not None else account.state.agents
+    return agents + sum(c.usage for c in others) >= step_of(call, account.config)
 
 
 def _at_its_limit(call: CallFacts, account: Account) -> bool:

@@ -39,6 +39,7 @@ class SimCall:
     since: float = 0.0
     catch_up: float = 0.0  # it was begun anew: until its clock is here, the agent waits
     version: int = 0
+    tries: int = 0  # that were killed
     squeezed: bool = False
     advised: bool = False
     braked: bool = False
@@ -55,11 +56,16 @@ class SimCall:
             held_since=self.held_since,
             priority=self.agent.priority,
             usage=self.usage,
-            granted=self.granted,
+            granted=0 if self.unarmed else self.granted,
             squeezed=self.squeezed,
             advised=self.advised,
             need=self.need,
         )
+
+    @property
+    def unarmed(self) -> bool:
+        """Whether it has begun, and no threshold stops it."""
+        return self.granted == NO_LIMIT
 
     def clock_at(self, now: float) -> float:
         return self.clock + (now - self.since) if self.stage is Stage.RUNNING else self.clock

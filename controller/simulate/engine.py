@@ -16,6 +16,7 @@ from typing import Final
 
 from controller.forecast import Kind, Learner, life_of
 from controller.model import CallId, SessionId, TenantId
+from controller.policy.account import unwatched_growth
 from controller.simulate.calls import NO_LIMIT, Agent, SimCall
 from controller.simulate.plan import Plan, PlannedCall
 from controller.simulate.policies import Policy
@@ -24,6 +25,7 @@ from controller.state import Stage, State, Step, StepKind
 
 _NUDGE: Final = 1e-6  # seconds: an agent's own step comes after the end of a call at the same moment
 _LEAST: Final = 1e-9  # seconds between two events of a call: below it a clock would not advance
+_MOST_TRIES: Final = 20  # of one call: an agent whose call is killed again and again goes on without it
 _MOST_ROUNDS: Final = 10_000  # at one moment: more is a policy that goes round in circles
 
 
@@ -277,9 +279,12 @@ class Simulation:
         self._grow(call)
 
     def _grow(self, call: SimCall) -> None:
-        """Takes what its schedule holds; past its threshold it is stopped there."""
+        """Takes what its schedule holds; past its threshold it is stopped there. One without a threshold goes up to
+        its notice at the most, which makes a round, and on from there."""
         braked = call.wanted > call.granted
         usage = min(call.wanted, max(call.granted, call.usage)) if braked else call.wanted
+        noticed = call.granted == NO_LIMIT and usage > (notice := call.usage + self._unwatched_growth())
+        usage = notice if noticed else usage
         freed, grew = usage < call.usage, usage > call.usage
         self._calls_memory += usage - call.usage
         call.usage = usage
@@ -293,8 +298,9 @@ class Simulation:
             self._round_due = True
         else:
             call.version += 1
-            self._push(max(call.next_at(), self._now + _LEAST), call, call.version)
-            self._round_due |= freed
+            following = self._now if noticed else call.next_at()
+            self._push(max(following, self._now + _LEAST), call, call.version)
+            self._round_due |= freed or noticed
         if grew:
             self._check_memory()
         if call.id in self._calls:
@@ -334,8 +340,14 @@ class Simulation:
         self._round_due = True
 
     def _kill(self, call: SimCall) -> None:
-        """Its leaf is killed; its agent takes the offer to begin it anew."""
+        """Its leaf is killed; its agent takes the offer to begin it anew, _MOST_TRIES times."""
         self.report.lost_seconds += call.clock_at(self._now)
+        call.tries += 1
+        if call.tries >= _MOST_TRIES:
+            self.report.calls_given_up += 1
+            self._forget(call)
+            self._review_agent(call.agent)
+            return
         call.catch_up = max(call.catch_up, call.clock_at(self._now))
         self._calls_memory -= call.usage
         call.usage = call.granted = call.wanted = 0
@@ -405,7 +417,23 @@ class Simulation:
     def _something_to_decide(self) -> bool:
         if any(c.stage is not Stage.RUNNING or (c.squeezed and self._ticked) for c in self._calls.values()):
             return True
-        return self._capacity - self._agents_memory < sum(max(c.usage, c.granted) for c in self._calls.values())
+        free = self._free()
+        short = free < self._policy.config.arm_below * self._capacity and any(c.unarmed for c in self._calls.values())
+        return short or free < 0 or (self._ticked and self._policy.config.disarm_above < 1.0)
+
+    def _free(self) -> int:
+        """Bytes neither used nor promised by a threshold."""
+        calls = self._calls.values()
+        return (
+            self._capacity - self._agents_memory - sum(c.usage if c.unarmed else max(c.usage, c.granted) for c in calls)
+        )
+
+    def _unwatched_growth(self) -> int:
+        """As controller.plenty: how far a call without a threshold grows until somebody looks. Bytes."""
+        if self._policy.decide is None:
+            return NO_LIMIT
+        watched = sum(c.unarmed for c in self._calls.values()) + len(self._agents)
+        return unwatched_growth(self._free(), watched)
 
     def state(self) -> State:
         """The host as the policy sees it at this moment."""
@@ -425,13 +453,19 @@ class Simulation:
             return False
         match step.kind:
             case StepKind.ADMIT:
-                self._begin(call, step.brake)
+                self._begin(call, step.brake or NO_LIMIT)
             case StepKind.RAISE | StepKind.THAW:
                 self._resume(call, step.brake)
             case StepKind.RELAX:
                 call.granted, call.squeezed = max(call.granted, step.brake), False
             case StepKind.THROTTLE:
                 call.granted, call.squeezed = max(call.usage, step.brake), True
+                return False
+            case StepKind.ARM:
+                call.granted = max(call.usage, step.brake)
+                return False
+            case StepKind.DISARM:
+                call.granted = NO_LIMIT
                 return False
             case StepKind.FREEZE:
                 self._freeze(call)

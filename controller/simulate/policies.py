@@ -1,8 +1,10 @@
 """The policies that the simulator compares, by name.
 
-``corral`` is the daemon's own: controller.policy.rounds.decide, the same function. The others are what people do today:
-reserve memory for a whole agent before it starts (the largest peak that was ever seen, the 95th percentile of peaks, or
-its own peak, which only an oracle knows), or control nothing and let the kernel's OOM killer decide.
+``corral`` is the daemon's own: controller.policy.rounds.decide, the same function, with every call under a threshold,
+as on a dense host; ``daemon`` is the same with the settings that a daemon has (controller.config). The others are what
+people do today: reserve memory for a whole agent before it starts (the largest peak that was ever seen, the 95th
+percentile of peaks, or its own peak, which only an oracle knows), or control nothing and let the kernel's OOM killer
+decide.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from controller.config import HostConfig
 from controller.policy.rounds import decide
 from controller.policy.settings import ControlConfig
 from controller.simulate.plan import Plan, percentile
@@ -31,7 +34,7 @@ class Policy:
     host_reserve: float = 0.05
 
 
-NAMES = ("corral", "max", "p95", "oracle", "none")
+NAMES = ("corral", "daemon", "max", "p95", "oracle", "none")
 
 
 def policy(name: str, plans: Sequence[Plan], config: ControlConfig | None = None) -> Policy:
@@ -40,6 +43,8 @@ def policy(name: str, plans: Sequence[Plan], config: ControlConfig | None = None
     match name:
         case "corral":
             return Policy(name=name, decide=decide, config=config or ControlConfig())
+        case "daemon":
+            return Policy(name=name, decide=decide, config=config or HostConfig().control())
         case "max":
             largest = max(peaks)
             return Policy(name=name, reserve=lambda _: largest)

@@ -21,6 +21,7 @@ class Report:
     agents_lost: int = 0  # its own process was killed for want of memory
     calls_oom_killed: int = 0  # by the kernel: the host was full
     calls_killed: dict[str, int] = field(default_factory=dict)  # by the policy: code → number
+    calls_given_up: int = 0  # killed so often that the agent went on without
     lost_seconds: float = 0.0  # of work of calls that were killed
     brakes: int = 0
     calls_braked: int = 0

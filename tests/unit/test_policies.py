@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from controller.forecast import Future, Need
 from controller.model import CallId, OnPressure, SessionId, TenantId
+from controller.policy.account import margin
 from controller.policy.fairness import champion, in_order
 from controller.policy.rounds import decide
 from controller.policy.settings import ControlConfig
@@ -74,15 +75,23 @@ def states(draw: st.DrawFn) -> State:
         for t in TENANTS
     }
     capacity = draw(st.integers(256, 8192)) * MIB
+    agents = draw(st.integers(0, 4096)) * MIB
+    if draw(st.booleans()):  # the reserve is in use: where calls are frozen, and ended, for the agents
+        agents = max(0, capacity - sum(c.usage for c in calls) + int(draw(st.floats(0, 1.2)) * (capacity // 19)))
     return State(
         at=100.0,
         capacity=capacity,
         reserve=capacity // 19,
-        agents=draw(st.integers(0, 4096)) * MIB,
+        agents=agents,
         cpus=4.0,
         tenants=tenants,
         calls=tuple(calls),
     )
+
+
+def bare(call: CallFacts) -> int:
+    """What arming leaves a call at the least that had no threshold, and so could have taken all. Bytes."""
+    return CONFIG.least_slack if call.stage is Stage.RUNNING and not call.granted else 0
 
 
 def by_id(state: State) -> dict[CallId, CallFacts]:
@@ -94,7 +103,7 @@ def after(state: State, steps: list[Step]) -> dict[CallId, int]:
     reserved = {c.id: c.reserved for c in state.calls if c.begun}
     for step in steps:
         call = by_id(state)[step.call_id]
-        if step.kind in {StepKind.ADMIT, StepKind.RAISE, StepKind.THROTTLE, StepKind.RELAX}:
+        if step.kind in {StepKind.ADMIT, StepKind.RAISE, StepKind.THROTTLE, StepKind.RELAX, StepKind.ARM}:
             reserved[step.call_id] = max(step.brake, call.usage)
         elif step.kind is StepKind.FREEZE:
             reserved[step.call_id] = call.usage
@@ -131,12 +140,15 @@ def test_only_calls_are_acted_on_and_each_gets_its_answer(state: State) -> None:
 @settings(max_examples=100, deadline=None)
 @given(states())
 def test_never_all_are_held(state: State) -> None:
-    """The progress guarantee: something runs after every round, or a call was ended so that something will."""
+    """The progress guarantee: something runs after every round, or a call was ended so that something will. Only a
+    call beside which there is no other may be held: for what agents, or calls that an operator holds, give back."""
     steps = decide(state, CONFIG)
     kinds = {s.call_id: s.kind for s in steps if s.kind in ANSWERS | {StepKind.FREEZE}}
     live = [c for c in state.calls if c.begun and c.stage is not Stage.PARKED]
     runs = [c for c in live if c.stage is Stage.RUNNING and c.id not in kinds]
-    if live and not runs:
+    if len(live) == 1 and not runs and set(kinds.values()) == {StepKind.HOLD}:
+        assert state.agents + sum(c.usage for c in state.calls if c.stage is Stage.PARKED) >= CONFIG.raise_step
+    elif live and not runs:
         assert StepKind.RAISE in kinds.values() or StepKind.KILL in kinds.values()
 
 
@@ -163,7 +175,9 @@ def test_no_authority_is_loosened(state: State) -> None:
         limit = call.hard_limit
         if limit is not None and call.id in reserved:
             assert reserved[call.id] <= max(limit, call.reserved)
-        before[call.tenant_id] += call.reserved if call.begun else 0
+            armed = any(s.kind is StepKind.ARM and s.call_id == call.id for s in steps)
+            assert not armed or reserved[call.id] <= max(call.usage, limit - margin(limit)), "its last stop explains"
+        before[call.tenant_id] += (call.reserved + bare(call)) if call.begun else 0
         now[call.tenant_id] += reserved.get(call.id, 0)
     for tenant in state.tenants.values():
         if tenant.memory_max is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,12 @@ def plans(draw: st.DrawFn) -> list[Plan]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(plans())
-def test_every_history_comes_to_its_end_and_no_agent_is_lost(made: list[Plan]) -> None:
+@given(plans(), st.sampled_from(["corral", "daemon"]))
+def test_every_history_comes_to_its_end_and_no_agent_is_lost(made: list[Plan], name: str) -> None:
     """Whatever the calls do, in a host that holds each of them alone: every frozen call is thawed or ended within its
-    bound, every call ends, and no agent's own process is killed."""
-    config = ControlConfig(hold_max=5.0)
-    report = Simulation(made, policy("corral", made, config), memory=1400 * MIB).run()
+    bound, every call ends, and no agent's own process is killed; on a dense host, and with a daemon's settings."""
+    config = replace(policy(name, made).config, hold_max=5.0)
+    report = Simulation(made, policy(name, made, config), memory=1400 * MIB).run()
     assert report.traces_ended == len(made)
     assert report.calls_ended == sum(len(p.calls) for p in made)
     assert report.agents_lost == 0
@@ -80,7 +81,7 @@ def test_the_same_run_twice_is_the_same(made: list[Plan]) -> None:
 @given(plans())
 def test_an_empty_host_slows_nobody_down(made: list[Plan]) -> None:
     """With room for all, a policy changes nothing; and what was used is what was recorded."""
-    for name in ("corral", "oracle", "none"):
+    for name in ("corral", "daemon", "oracle", "none"):
         report = Simulation(made, policy(name, made), memory=64 * GIB).run()
         assert report.mean_slow_down == pytest.approx(1.0, abs=1e-3)
         assert report.lost_nothing
@@ -115,6 +116,40 @@ def test_two_bursts_take_turns_under_control_and_kill_each_other_without() -> No
     assert 1.0 < controlled.mean_slow_down < 1.5
     left_alone = Simulation(both, policy("none", both), memory=GIB).run()
     assert left_alone.calls_oom_killed > 0
+
+
+def test_with_a_daemons_settings_nobody_is_stopped_before_memory_gets_short() -> None:
+    both = [a_plan(BURST, name="a"), a_plan(BURST, name="b")]
+    roomy = Simulation(both, policy("daemon", both), memory=4 * GIB).run()
+    assert roomy.calls_braked == 0
+    assert roomy.mean_slow_down == pytest.approx(1.0, abs=1e-3)
+    tight = Simulation(both, policy("daemon", both), memory=GIB).run()
+    assert tight.calls_braked > 0
+    assert tight.calls_oom_killed == 0
+
+
+def uses(*sizes: int) -> Plan:
+    """An agent without calls that uses so many MiB, each size for 4 s."""
+    steps = tuple(Step(4.0 * index, size * MIB, 0.0) for index, size in enumerate(sizes))
+    return Plan("g", 4.0 * len(sizes), Schedule(steps, 4.0 * len(sizes)), ())
+
+
+@pytest.mark.parametrize("name", ["corral", "daemon"])
+def test_a_lone_call_waits_for_memory_that_agents_give_back(name: str) -> None:
+    """It was killed and begun again without end: nobody else ran who could have freed any."""
+    made = [a_plan((1.0, [(1.0, 20), (3.0, 200)]), name="a"), uses(880, 880, 100)]
+    report = Simulation(made, policy(name, made), memory=GIB).run()
+    assert report.lost_nothing
+    assert report.traces_ended == 2
+    assert 2.0 < max(report.held_seconds) < 10.0
+
+
+def test_a_call_that_the_host_cannot_hold_is_given_up_in_the_end() -> None:
+    made = [a_plan((1.0, [(1.0, 900)]), name="a")]
+    config = ControlConfig(hold_max=0.5)
+    report = Simulation(made, policy("corral", made, config), memory=600 * MIB).run()
+    assert (report.traces_ended, report.calls_ended, report.calls_given_up) == (1, 0, 1)
+    assert not report.lost_nothing
 
 
 def test_reservations_queue_whole_agents() -> None:
