@@ -39,10 +39,11 @@ from agentd.past import LedgerPast
 from agentd.platform import CannotEnforceHere, choose_backend
 from agentd.prepare import CannotStart, lock_state, make_directories, pressure_problems, raise_file_limit
 from agentd.purge import PurgeError, pins_are_there, purge_pins, purge_tree, tree_is_there
+from agentd.steady import steady
 from agentd.tier.tier import Tier, past_switches
 from bpf import BpfError, Feature
 from controller.backend import Backend
-from controller.cgroup import read_host
+from controller.cgroup import read_host, read_memory
 from controller.host import Host
 from controller.model import (
     CallId,
@@ -72,8 +73,7 @@ class HostFigures:
         self.cpus = os.cpu_count() or 1
 
     def memory(self) -> tuple[int, int]:
-        stat = read_host()
-        return stat.memory_total, stat.memory_available
+        return read_memory()
 
     def pressure(self, resource_name: str, /) -> float | None:
         pressure = getattr(read_host(), f"{resource_name}_pressure")
@@ -107,6 +107,7 @@ class Daemon:
             stack.callback(self._undo_start)
             await self._start(stack)
             self._undoes.clear()
+            steady()
             _log.info(
                 "ready",
                 version=__version__,

@@ -8,16 +8,17 @@ its last call. The first three are proven by the kernel or by a secret; the last
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import structlog
 
 from agentd.broker import Ended, Granted, Link, Peer
 from agentd.wire import Begin
 from controller.backend import Whose
+from controller.cgroup import files
 from controller.host import Host
 from controller.model import (
     CallId,
+    ControllerError,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -180,7 +181,7 @@ def _no_tenant(uid: int) -> NotAllowed:
 
 def _parent_of(pid: int) -> int:
     """The launcher of a waiting child; 0 when it is gone."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-        return int(stat.rpartition(b")")[2].split()[1])
+    with contextlib.suppress(ControllerError, ValueError, IndexError):
+        stat = files.read(f"/proc/{pid}/stat")
+        return int(stat.rpartition(b")")[2].split(None, 2)[1])
     return 0

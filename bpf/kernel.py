@@ -160,7 +160,8 @@ class KernelSide:
             self._states.put_new(key, bytes(layout.STATE.size))
             self._counters.put_new(key, bytes(layout.COUNTERS.size * self._cpus))
             self._live.put_new(key, bytes(layout.LIVE.size))
-            self._put_rules(key, network)
+            if was is not None or network.mode is NetworkMode.LIST:
+                self._put_rules(key, network)  # a group that is new has none: the kernel gives no id twice
             self._put_call(cgroup_id, call)
         except MapError as err:
             if was is None:

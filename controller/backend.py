@@ -220,8 +220,12 @@ class Backend(Protocol):
     def occupied(self, ref: CallRef, /) -> bool:
         """Whether a process of the call is there, one that is dying included: what that used is not all counted yet."""
 
-    def usage(self, ref: CallRef, /) -> Usage:
-        """Everything, exactly, now. At the end of a call, and on demand for one."""
+    def usage(self, ref: CallRef, /, *, empty: bool = False) -> Usage:
+        """Everything, exactly, now. At the end of a call, and on demand for one. ``empty``: no process is there any
+        more, as ``occupied`` has just said."""
+
+    def ended(self, ref: CallRef, /) -> None:
+        """Its outcome is known: nothing more need be told of it."""
 
     def memory(self, ref: CallRef, /) -> int: ...
     def page_cache(self, ref: CallRef, /) -> int:

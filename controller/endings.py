@@ -49,8 +49,11 @@ class Endings:
         call.ending = True
         call.wait_status = wait_status
         self.on_forget(call)
-        if call.killed_as is not None or not self._still_runs(call):
-            self._settle_when_empty(call)
+        if not self._still_runs(call):
+            self._settle(call, leftovers=call.leftovers, empty=True)
+            return
+        if call.killed_as is not None:
+            self._later(call, _KILL_PATIENCE, self._settle_stuck)
             return
         self._later(call, self._shared.config.leftover_grace, self._deal_with_leftovers)
 
@@ -127,7 +130,7 @@ class Endings:
         if self._still_runs(call):
             self._later(call, _KILL_PATIENCE, self._settle_stuck)
         else:
-            self._settle(call, leftovers=call.leftovers)
+            self._settle(call, leftovers=call.leftovers, empty=True)
 
     def _settle_unwaited(self, call: Call) -> None:
         if call.outcome is None and not call.ending:
@@ -183,7 +186,8 @@ class Endings:
         stopped, call.stopped = call.stopped, set()
         self._shared.backend.thaw(call.ref, stopped)
 
-    def _settle(self, call: Call, *, leftovers: int, measured: bool = False) -> None:
+    def _settle(self, call: Call, *, leftovers: int, measured: bool = False, empty: bool = False) -> None:
+        """``empty``: the backend has just said that no process is left."""
         if call.outcome is not None:
             return
         call.cancel_timers()
@@ -192,12 +196,13 @@ class Endings:
         shared = self._shared
         if not measured:
             try:
-                call.measured(shared.backend.usage(call.ref))
+                call.measured(shared.backend.usage(call.ref, empty=empty))
                 measured = True
             except ControllerError as err:
                 log.warning("a call's last reading failed; the last sample stands", call=call.id, error=str(err))
         outcome = self._outcome(call, leftovers, measured=measured)
         call.outcome = outcome
+        shared.backend.ended(call.ref)
         shared.meter.ended(call.tenant.name, outcome)
         call.tenant.running -= 1
         shared.registry.retire(call)

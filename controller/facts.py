@@ -70,7 +70,8 @@ class Facts:
         if config.memory is not None:
             bound = config.memory - int(config.memory * config.memory_reserve)
             capacity = min(capacity, bound + sum(self._cache.values()))
-        return capacity, int(self._shared.total() * config.memory_reserve)
+        total = memory.total if config.memory is None else min(memory.total, config.memory)
+        return capacity, int(total * config.memory_reserve)
 
     def _read(self, begun: Iterable[Call]) -> dict[TenantId, int]:
         """Brings the calls' memory up to date; the sum of it by tenant."""

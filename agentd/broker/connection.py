@@ -88,7 +88,6 @@ class Connection:
         self._acted = False
         self._gone = False
         self._backlog: deque[tuple[bytes, int | None]] = deque()
-        loop.add_reader(sock.fileno(), self.readable)
 
     # --- the Link
 
@@ -128,6 +127,13 @@ class Connection:
             # begin() waits, perhaps in the queue: nobody wants its grant any more. An END is left to finish.
             self._task.cancel()
         self._broker.forget(self)
+
+    def opened(self) -> None:
+        """Right after the connect. A launcher says what it wants at once: it is often there already, and the loop is
+        told of the connection when that has been answered."""
+        self.readable()
+        if self._state is not _State.CLOSED and not self._gone:
+            self._loop.add_reader(self._sock.fileno(), self.readable)
 
     @property
     def task(self) -> asyncio.Task[None] | None:

@@ -224,7 +224,7 @@ class Broker:
         self._connections.add(connection)
         self._per_uid[peer.uid] += 1
         self.waits(connection)
-        connection.readable()  # a launcher says what it wants right after connecting: it is often there already
+        connection.opened()
 
     def _why_not(self, peer: Peer) -> wire.Refused | None:
         if peer.pid <= 0:

@@ -1,7 +1,9 @@
 """Records on their way to the writer thread.
 
-Putting one in takes a lock for a few hundred nanoseconds and wakes the thread at most once per batch. Samples are
-bounded: the oldest give way, and are counted. Records are never dropped; ``full`` asks whoever makes them to stop.
+Putting one in takes a lock for a few hundred nanoseconds and wakes the thread at most once per batch: when that is due,
+not before. A thread that wakes to look at the clock would want the interpreter in the middle of a call's begin.
+Samples are bounded: the oldest give way, and are counted. Records are never dropped; ``full`` asks whoever makes them
+to stop.
 """
 
 from __future__ import annotations
@@ -72,9 +74,21 @@ class Batch:
 
 
 class Backlog:
-    """``flush_seconds``: the longest that a record waits for company. ``batch``: so many do not wait any longer."""
+    """``flush_seconds``: the longest that a record waits for company. ``batch``: so many do not wait any longer.
 
-    def __init__(self, *, flush_seconds: float, batch: int, max_records: int, max_samples: int) -> None:
+    ``wake_in``: has ``wake`` called so many seconds later, by whoever puts records in; None: the thread looks at the
+    clock itself."""
+
+    def __init__(
+        self,
+        *,
+        flush_seconds: float,
+        batch: int,
+        max_records: int,
+        max_samples: int,
+        wake_in: Callable[[float], object] | None = None,
+    ) -> None:
+        self._wake_in = wake_in
         self._flush_seconds = flush_seconds
         self._batch = batch
         self._max_records = max_records
@@ -93,7 +107,7 @@ class Backlog:
             self._records.append(record)
             if self._record_due is None:
                 self._record_due = time.monotonic() + self._flush_seconds
-                self._changed.notify()
+                self._due_in(self._flush_seconds)
             elif len(self._records) == self._batch:
                 self._changed.notify()
 
@@ -114,9 +128,19 @@ class Backlog:
             self._samples.append(sample)
             if self._sample_due is None:
                 self._sample_due = time.monotonic() + SAMPLE_LINGER
-                self._changed.notify()
+                self._due_in(SAMPLE_LINGER)
             elif len(self._samples) == SAMPLE_BATCH:
                 self._changed.notify()
+
+    def _due_in(self, seconds: float) -> None:
+        if self._wake_in is None:
+            self._changed.notify()
+        else:
+            self._wake_in(seconds)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
         with self._changed:

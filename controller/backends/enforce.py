@@ -32,6 +32,7 @@ from controller.backends.leaf import Leaf, first_to_go, network_policy, usage_of
 from controller.backends.records import encode
 from controller.backends.rootlock import lock_root
 from controller.backends.squeezing import Squeezer, under_squeeze
+from controller.backends.watching import Watching
 from controller.cgroup import (
     CgroupFileError,
     Group,
@@ -43,7 +44,6 @@ from controller.cgroup import (
     NoSuchGroup,
     NoSuchProcess,
     Tree,
-    Watcher,
 )
 from controller.cgroup.pressure import PressureTrigger
 from controller.model import (
@@ -81,7 +81,7 @@ class Enforcer(Groups):
         self._squeezer = Squeezer(self._pace, lambda: "network" in self._parts)
         self._missing: list[str] = [*tree.host.problems]
         self._full_disk: FullDisk | None = None
-        self._watcher: Watcher | None = None
+        self._watching: Watching | None = None
         self._stalls: PressureTrigger | None = None
         self._listener: Listener | None = None
         self._lock: int | None = None
@@ -125,7 +125,7 @@ class Enforcer(Groups):
         self._lock = lock_root(Path(self._tree.root.path))
         if not self._tree.in_own_unit():
             self._tree.enter_own_leaf()
-        self._watcher = Watcher()
+        self._watching = Watching(self._on_group)
         try:
             self._kernel = self._open_kernel(Path(self._tree.root.path), self._on_event)
         except BpfError as err:
@@ -151,8 +151,8 @@ class Enforcer(Groups):
             self._kernel.close()
         if self._full_disk is not None:
             self._full_disk.close()
-        if self._watcher is not None:
-            self._watcher.close()
+        if self._watching is not None:
+            self._watching.close()
         self._tree.leave_own_leaf()
         if self._lock is not None:
             os.close(self._lock)
@@ -169,7 +169,6 @@ class Enforcer(Groups):
             if self._kernel is not None:
                 self._register(leaf, intent, grant.tripwire)
                 self._pace(group, grant.limits.egress_max)
-            self._know(leaf)
             if self._full_disk is not None:
                 self._full_disk.begin()
         except (ControllerError, BpfError) as err:
@@ -179,6 +178,9 @@ class Enforcer(Groups):
             if isinstance(err, BpfError):
                 raise ControllerError(f"the call cannot be watched: {err}", remedy="see corral doctor") from err
             raise
+        self._know(leaf)
+        if self._watching is not None:
+            self._watching.add_new(leaf)
         return group.relative
 
     def _register(self, leaf: Leaf, intent: Intent, tripwire: Tripwire) -> None:
@@ -195,8 +197,6 @@ class Enforcer(Groups):
     def _know(self, leaf: Leaf) -> None:
         self._leaves[leaf.ref.call_id] = leaf
         self._by_cgroup[leaf.cgroup_id] = leaf
-        if self._watcher is not None:
-            self._watcher.add(leaf.group, lambda event: self._on_group(leaf.ref, event))
 
     def remember(self, ref: CallRef, record: CallRecord) -> None:
         leaf = self._leaf(ref)
@@ -214,6 +214,8 @@ class Enforcer(Groups):
         self._squeezer.restore(leaf)
         self._scheduling.call(leaf.cgroup_id, view)
         self._know(leaf)
+        if self._watching is not None:
+            self._watching.add(leaf)
 
     def place(self, ref: CallRef, pid: int, pidfd: int | None = None) -> None:
         leaf = self._leaf(ref)
@@ -278,14 +280,21 @@ class Enforcer(Groups):
         except NoSuchGroup:
             return False
 
-    def usage(self, ref: CallRef) -> Usage:
+    def usage(self, ref: CallRef, *, empty: bool = False) -> Usage:
         leaf = self._leaf(ref)
         counters = None
         if self._kernel is not None:
             # a pass over the host's tasks is not needed for a leaf that has none
-            counters = self._kernel.counters(leaf.cgroup_id, live=leaf.group.populated())
-        leaf.stat = leaf.group.stat()
+            counters = self._kernel.counters(leaf.cgroup_id, live=not empty and leaf.group.populated())
+        # what memory.stat has beside, eBPF has counted: and at an end it is on the path of the next call
+        leaf.stat = leaf.group.use() if empty and "accounting" in self._parts else leaf.group.stat()
+        leaf.counters = counters
         return usage_of(leaf.stat, counters, self._parts)
+
+    def ended(self, ref: CallRef) -> None:
+        leaf = self._leaves.get(ref.call_id)
+        if leaf is not None and self._watching is not None:
+            self._watching.remove(leaf)
 
     def memory(self, ref: CallRef) -> int:
         return self._leaf(ref).group.fast_stat().memory_now or 0
@@ -298,6 +307,8 @@ class Enforcer(Groups):
 
     def begin_round(self) -> None:
         self._scheduling.tick()
+        if self._watching is not None:
+            self._watching.round()
         if self._full_disk is not None:
             self._full_disk.round(calls=bool(self._leaves))
         self._round = self._kernel.all_counters() if self._kernel is not None and self._leaves else {}
@@ -312,8 +323,8 @@ class Enforcer(Groups):
                 stat = leaf.group.stat() if full else leaf.group.fast_stat()
             except CgroupFileError:
                 continue  # it ended between the list and the look
-            if self._watcher is not None:
-                self._watcher.check(leaf.group)  # counters that this kernel does not notify of
+            if self._watching is not None:
+                self._watching.check(leaf.group)  # counters that this kernel does not notify of
             sampled.usage[ref.call_id] = usage_of(stat, self._round.get(leaf.cgroup_id), self._parts)
         return sampled
 
@@ -326,7 +337,9 @@ class Enforcer(Groups):
             stat = leaf.stat if measured and leaf.stat is not None else leaf.group.stat()
         except CgroupFileError:
             return KernelProof()
-        counters = self._kernel.counters(leaf.cgroup_id, live=False) if self._kernel is not None else None
+        counters = leaf.counters if measured else None
+        if counters is None and self._kernel is not None:
+            counters = self._kernel.counters(leaf.cgroup_id, live=False)
         counted = counters if counters is not None else _NOTHING_COUNTED
         disk = ""
         if self._full_disk is not None:
@@ -391,8 +404,8 @@ class Enforcer(Groups):
         leaf = self._leaves.get(ref.call_id)
         if leaf is None:
             return True
-        if self._watcher is not None:
-            self._watcher.remove(leaf.group)
+        if self._watching is not None:
+            self._watching.remove(leaf)
         try:
             leaf.group.delete()
         except GroupBusy:

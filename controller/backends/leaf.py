@@ -9,7 +9,7 @@ import structlog
 
 from bpf import Counters, NetworkPolicy
 from controller.backend import CallRef
-from controller.cgroup import FastStat, Group, GroupStat
+from controller.cgroup import FastStat, Group, GroupStat, GroupUse
 from controller.model import Intent, Limits, Network, Squeeze, Usage
 
 log = structlog.get_logger("corral.leaf")
@@ -26,7 +26,8 @@ class Leaf:
     limits: Limits = UNTOUCHED  # as granted
     squeeze: Squeeze | None = None  # what is in force of it
     device: int = 0  # of the file system in which it was begun; 0: not known
-    stat: GroupStat | None = None  # of the last time that all of it was read
+    stat: GroupUse | None = None  # of the last time that all of it was read
+    counters: Counters | None = None  # likewise
 
 
 def first_to_go(pid: int) -> None:
@@ -55,7 +56,7 @@ def network_policy(intent: Intent) -> NetworkPolicy:
             return NetworkPolicy.ANY
 
 
-def usage_of(stat: GroupStat | FastStat, counters: Counters | None, parts: frozenset[str]) -> Usage:
+def usage_of(stat: GroupUse | FastStat, counters: Counters | None, parts: frozenset[str]) -> Usage:
     """From cgroup files what they count exactly, from the kernel side the rest. What none of its ``parts`` counts is
     None (not known is not nought); faults and block bytes come from memory.stat and io.stat then, where the host has
     them."""
@@ -71,8 +72,9 @@ def usage_of(stat: GroupStat | FastStat, counters: Counters | None, parts: froze
     memory, pids, io = stat.memory, stat.pids, stat.io
     counted = _counted(counters, parts)
     if counters is None or "accounting" not in parts:
-        counted["faults"] = memory.faults if memory is not None else None
-        counted["major_faults"] = memory.major_faults if memory is not None else None
+        details = stat.memory if isinstance(stat, GroupStat) else None
+        counted["faults"] = details.faults if details is not None else None
+        counted["major_faults"] = details.major_faults if details is not None else None
         counted["disk_read_bytes"] = io.read_bytes if io is not None else None
         counted["disk_written_bytes"] = io.written_bytes if io is not None else None
     return Usage(

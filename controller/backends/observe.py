@@ -273,7 +273,10 @@ class Observer:
     def occupied(self, ref: CallRef) -> bool:
         return bool(self.pids(ref))
 
-    def usage(self, ref: CallRef) -> Usage:
+    def ended(self, ref: CallRef) -> None:
+        """The forest goes on following its processes until it is removed."""
+
+    def usage(self, ref: CallRef, *, empty: bool = False) -> Usage:
         call = self._call(ref)
         self._look(0.0)
         return usage_of(call.tree)

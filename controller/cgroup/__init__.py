@@ -50,12 +50,12 @@ from controller.cgroup.errors import (
 )
 from controller.cgroup.files import Pressure
 from controller.cgroup.group import Group, GroupKind
-from controller.cgroup.host import HostStat, read_host
+from controller.cgroup.host import HostStat, read_host, read_memory
 from controller.cgroup.io import IoStat
 from controller.cgroup.memory import MemoryEvents, MemoryStat
 from controller.cgroup.pids import PidsStat
 from controller.cgroup.pressure import PressureTrigger
-from controller.cgroup.stat import FastStat, GroupStat
+from controller.cgroup.stat import FastStat, GroupStat, GroupUse
 from controller.cgroup.tree import Found, Tree
 from controller.cgroup.watch import GroupEvent, GroupEventKind, Watcher
 
@@ -74,6 +74,7 @@ __all__ = [
     "GroupExists",
     "GroupKind",
     "GroupStat",
+    "GroupUse",
     "HostStat",
     "IoStat",
     "KernelRefused",
@@ -92,4 +93,5 @@ __all__ = [
     "Watcher",
     "detect",
     "read_host",
+    "read_memory",
 ]

@@ -9,9 +9,11 @@ from enum import StrEnum
 from controller.cgroup import core, files, membership
 from controller.cgroup.cpu import CpuStat, parse_cpu_stat
 from controller.cgroup.errors import CgroupFileError, GroupBusy, GroupExists, KnobMissing, NoSuchGroup
+from controller.cgroup.io import IoStat
 from controller.cgroup.layout import Layout
 from controller.cgroup.memory import MemoryEvents
-from controller.cgroup.stat import FastStat, GroupStat
+from controller.cgroup.pids import PidsStat
+from controller.cgroup.stat import FastStat, GroupStat, GroupUse
 from controller.model import UNLIMITED, CallId, Limits, SessionId, TenantId
 
 
@@ -313,33 +315,54 @@ class Group:
             memory_peak=peak,
         )
 
-    def stat(self) -> GroupStat:
-        """Everything, about ten files: for a call's end and for screens. For a loop there is ``fast_stat``."""
+    def use(self) -> GroupUse:
+        """What it has used in the end, some eight files: without memory.stat and pids.peak."""
         layout, v2 = self._layout, self._v2
-        path = f"{v2}/cpu.stat"
-        cpu = parse_cpu_stat(files.read(path), path)
-        if layout.cpu is not None and layout.cpu[0] in layout.lazy_in_use:
-            throttled = layout.cpu[1].throttled(f"{layout.cpu[0]}/{self.relative}")
-            if throttled is not None:
-                cpu = CpuStat(
-                    usage_usec=cpu.usage_usec,
-                    user_usec=cpu.user_usec,
-                    system_usec=cpu.system_usec,
-                    throttled_periods=throttled[0],
-                    throttled_usec=throttled[1],
-                )
-        io = None
-        if layout.io is not None and (layout.io[0] not in layout.lazy or layout.io[0] in layout.lazy_in_use):
-            io = layout.io[1].stat(f"{layout.io[0]}/{self.relative}")
-        return GroupStat(
-            cpu=cpu,
-            memory=layout.memory[1].stat(f"{layout.memory[0]}/{self.relative}") if layout.memory else None,
-            pids=layout.pids[1].stat(f"{layout.pids[0]}/{self.relative}") if layout.pids else None,
-            io=io,
+        return GroupUse(
+            cpu=self._cpu_stat(),
+            memory=layout.memory[1].use(f"{layout.memory[0]}/{self.relative}") if layout.memory else None,
+            pids=self._pids_stat(with_peak=False),
+            io=self._io_stat(),
             cpu_pressure=files.read_pressure(f"{v2}/cpu.pressure"),
             memory_pressure=files.read_pressure(f"{v2}/memory.pressure"),
             io_pressure=files.read_pressure(f"{v2}/io.pressure"),
         )
+
+    def stat(self) -> GroupStat:
+        """Everything, about ten files: for screens, and a call's end. For a loop there is ``fast_stat``."""
+        layout, v2 = self._layout, self._v2
+        return GroupStat(
+            cpu=self._cpu_stat(),
+            memory=layout.memory[1].stat(f"{layout.memory[0]}/{self.relative}") if layout.memory else None,
+            pids=self._pids_stat(with_peak=True),
+            io=self._io_stat(),
+            cpu_pressure=files.read_pressure(f"{v2}/cpu.pressure"),
+            memory_pressure=files.read_pressure(f"{v2}/memory.pressure"),
+            io_pressure=files.read_pressure(f"{v2}/io.pressure"),
+        )
+
+    def _cpu_stat(self) -> CpuStat:
+        layout = self._layout
+        path = f"{self._v2}/cpu.stat"
+        cpu = parse_cpu_stat(files.read(path), path)
+        if layout.cpu is None or layout.cpu[0] not in layout.lazy_in_use:
+            return cpu
+        throttled = layout.cpu[1].throttled(f"{layout.cpu[0]}/{self.relative}")
+        if throttled is None:
+            return cpu
+        return replace(cpu, throttled_periods=throttled[0], throttled_usec=throttled[1])
+
+    def _pids_stat(self, *, with_peak: bool) -> PidsStat | None:
+        if self._layout.pids is None:
+            return None
+        mount, pids = self._layout.pids
+        return pids.stat(f"{mount}/{self.relative}", with_peak=with_peak)
+
+    def _io_stat(self) -> IoStat | None:
+        layout = self._layout
+        if layout.io is None or (layout.io[0] in layout.lazy and layout.io[0] not in layout.lazy_in_use):
+            return None
+        return layout.io[1].stat(f"{layout.io[0]}/{self.relative}")
 
     def memory_events(self) -> MemoryEvents | None:
         """The group's own counters of its memory limit and of OOM kills; None without a memory controller."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from controller.cgroup import files
 from controller.cgroup.errors import FormatError
 from controller.cgroup.files import Pressure
+
+_HEAD: Final = 128  # bytes of /proc/meminfo that hold MemTotal, MemFree and MemAvailable: the kernel's first lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,16 @@ def read_host(proc: str = "/proc") -> HostStat:
         memory_pressure=files.read_pressure(f"{proc}/pressure/memory"),
         io_pressure=files.read_pressure(f"{proc}/pressure/io"),
     )
+
+
+def read_memory(proc: str = "/proc") -> tuple[int, int]:
+    """Total and available alone, bytes. On the path of a call: where they are in the first lines, only those are
+    parsed. Raises the errors of controller.cgroup.errors."""
+    path = f"{proc}/meminfo"
+    data = files.read(path, files.LARGE)
+    head = data[: data.rfind(b"\n", 0, _HEAD) + 1]
+    memory = parse_meminfo(head if b"\nMemAvailable:" in head else data, path)
+    return files.key_of(memory, b"MemTotal", path), files.key_of(memory, b"MemAvailable", path)
 
 
 def parse_meminfo(data: bytes, path: str) -> dict[bytes, int]:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from controller.cgroup import files
 from controller.cgroup.cpu import Cpu, CpuV1, CpuV2
 from controller.cgroup.detect import CgroupHost
+from controller.cgroup.errors import NoSuchGroup
 from controller.cgroup.io import Io, IoV1, IoV2
 from controller.cgroup.memory import Memory, MemoryV1, MemoryV2
 from controller.cgroup.pids import Pids
@@ -85,10 +86,13 @@ class Layout:
     def make(self, mount: str, relative: str, *, inner: bool) -> None:
         """mkdir of one directory, with its missing parents up to the tree's root. Raises GroupExists."""
         path = f"{mount}/{relative}"
-        parent = relative.rpartition("/")[0]
-        if len(relative) > len(self.root) and not files.is_directory(f"{mount}/{parent}"):
-            self.make_all(mount, parent)
-        files.make_directory(path)
+        try:
+            files.make_directory(path)  # its parent is there but for the first time: nothing is asked before
+        except NoSuchGroup:
+            if len(relative) <= len(self.root):
+                raise
+            self.make_all(mount, relative.rpartition("/")[0])
+            files.make_directory(path)
         if mount in self.lazy:
             self.lazy_in_use.add(mount)
         if inner and mount == self.v2 and self.delegated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 from typing import Final
 
@@ -13,6 +14,7 @@ from controller.cgroup.errors import CgroupFileError, KernelRefused, NoSuchGroup
 from controller.cgroup.layout import Layout
 
 _PASSES: Final = 64
+_UNIFIED: Final = re.compile(rb"^0::(.*)$", re.MULTILINE)  # no group's name can hold a line feed: cgroup_mkdir
 
 
 def move(layout: Layout, relative: str, pid: int, pidfd: int | None = None) -> None:
@@ -28,8 +30,8 @@ def move(layout: Layout, relative: str, pid: int, pidfd: int | None = None) -> N
         for mount in mounts:
             path = nearest(layout, mount, relative) if mount in layout.lazy else f"{mount}/{relative}/cgroup.procs"
             opened.append((mount, path, files.open_for_writing(path)))
-        # where it is now can only be asked before the first write
-        before = read_membership(pid) if len(opened) > 1 or pidfd is not None else {}
+        # where it is now can only be asked before the first write; what it says is read only when that fails
+        before = _read(pid) if len(opened) > 1 or pidfd is not None else b""
         done: list[str] = []
         for mount, path, fd in opened:
             try:
@@ -127,9 +129,20 @@ def parse_membership(data: bytes) -> dict[str, str]:
 
 def read_membership(pid: int) -> dict[str, str]:
     """Where a process is. Raises NoSuchProcess."""
+    return parse_membership(_read(pid))
+
+
+def unified_path(pid: int) -> str:
+    """Where a process is in the v2 hierarchy alone, as the kernel names it; empty where there is none. On the path of a
+    call. Raises NoSuchProcess."""
+    found = _UNIFIED.search(_read(pid))
+    return found[1].decode(errors="surrogateescape") if found is not None else ""
+
+
+def _read(pid: int) -> bytes:
     path = f"/proc/{pid}/cgroup"
     try:
-        return parse_membership(files.read(path))
+        return files.read(path)
     except CgroupFileError as err:
         if err.errno in (errno.ENOENT, errno.ESRCH):
             raise NoSuchProcess(path, "no such process", number=errno.ESRCH, remedy="it has ended") from err
@@ -149,9 +162,10 @@ def home(layout: Layout, mount: str, membership: dict[str, str]) -> str | None:
     return f"{mount}{path.rstrip('/')}/cgroup.procs"
 
 
-def _take_back(layout: Layout, pid: int, before: dict[str, str], mounts: list[str], error: CgroupFileError) -> None:
+def _take_back(layout: Layout, pid: int, before: bytes, mounts: list[str], error: CgroupFileError) -> None:
+    membership = parse_membership(before)
     for mount in mounts:
-        target = home(layout, mount, before)
+        target = home(layout, mount, membership)
         if target is None:
             error.add_note(f"process {pid} stays where it is in {mount}: where it was before cannot be reached")
             continue

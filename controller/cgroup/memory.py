@@ -34,16 +34,20 @@ class MemoryEvents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryStat:
-    """Bytes and counts, of the group and its descendants (``events``: its own). ``peak`` is None before 5.19 on v2.
-
-    ``current``, ``peak`` and ``events`` are exact. The others come from memory.stat, which the kernel brings up to date
-    every 2 s, or when 64 changes for each CPU have come together (mm/memcontrol.c: memcg_vmstats_needs_flush).
-    """
+class MemoryUse:
+    """Bytes and counts, exact, of the group and its descendants (``events``: its own). ``peak`` is None before 5.19 on
+    v2."""
 
     current: int
     peak: int | None
     events: MemoryEvents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStat(MemoryUse):
+    """What it adds comes from memory.stat, which the kernel brings up to date every 2 s, or when 64 changes for each
+    CPU have come together (mm/memcontrol.c: memcg_vmstats_needs_flush)."""
+
     anon: int
     file: int
     faults: int
@@ -71,6 +75,7 @@ class Memory(Protocol):
         """Whether the kernel can begin the peak anew, for every reader."""
 
     def events(self, directory: str) -> MemoryEvents: ...
+    def use(self, directory: str) -> MemoryUse: ...
     def stat(self, directory: str) -> MemoryStat: ...
     def oom_group(self, directory: str, on: bool) -> str | None:
         """Kill the group as a whole at an OOM; a note where the kernel cannot."""
@@ -128,6 +133,9 @@ class MemoryV2:
             data = files.read(path)
         return parse_events_v2(data, path)
 
+    def use(self, directory: str) -> MemoryUse:
+        return MemoryUse(current=self.current(directory), peak=self.peak(directory), events=self.events(directory))
+
     def stat(self, directory: str) -> MemoryStat:
         path = f"{directory}/memory.stat"
         values = files.parse_flat(files.read(path, files.LARGE), path)
@@ -183,6 +191,9 @@ class MemoryV1:
     def events(self, directory: str) -> MemoryEvents:
         path = f"{directory}/memory.oom_control"
         return parse_events_v1(files.read(path, 256), path, _number(f"{directory}/memory.failcnt"))
+
+    def use(self, directory: str) -> MemoryUse:
+        return MemoryUse(current=self.current(directory), peak=self.peak(directory), events=self.events(directory))
 
     def stat(self, directory: str) -> MemoryStat:
         path = f"{directory}/memory.stat"

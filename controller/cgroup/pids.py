@@ -12,7 +12,8 @@ PID_MAX_LIMIT = 4_194_304  # include/linux/threads.h, 64 bit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PidsStat:
-    """Tasks (threads count too). ``max_events``: forks refused at this group's limit. ``peak`` is None before 6.1."""
+    """Tasks (threads count too). ``max_events``: forks refused at this group's limit. ``peak`` is None before 6.1, and
+    where it was not asked for."""
 
     current: int
     peak: int | None
@@ -37,9 +38,9 @@ class Pids:
         path = f"{directory}/pids.events"
         return parse_max_events(files.read(path, 128), path)
 
-    def stat(self, directory: str) -> PidsStat:
+    def stat(self, directory: str, *, with_peak: bool = True) -> PidsStat:
         current, peak = f"{directory}/pids.current", f"{directory}/pids.peak"
-        high = files.read_optional(peak, 32)
+        high = files.read_optional(peak, 32) if with_peak else None
         return PidsStat(
             current=files.parse_number(files.read(current, 32), current),
             peak=files.parse_number(high, peak) if high else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from controller.cgroup.cpu import CpuStat
 from controller.cgroup.files import Pressure
 from controller.cgroup.io import IoStat
-from controller.cgroup.memory import MemoryStat
+from controller.cgroup.memory import MemoryStat, MemoryUse
 from controller.cgroup.pids import PidsStat
 
 
@@ -23,13 +23,20 @@ class FastStat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupStat:
-    """All that cgroup files say of a group. ``io`` on hybrid hosts only with an io_weight: the twin is made for it."""
+class GroupUse:
+    """What a group has used in the end. ``io`` on hybrid hosts only with an io_weight: the twin is made for it."""
 
     cpu: CpuStat
-    memory: MemoryStat | None
+    memory: MemoryUse | None
     pids: PidsStat | None
     io: IoStat | None
     cpu_pressure: Pressure | None
     memory_pressure: Pressure | None
     io_pressure: Pressure | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStat(GroupUse):
+    """All that cgroup files say of a group."""
+
+    memory: MemoryStat | None

@@ -250,7 +250,7 @@ class Tree:
     def locate(self, pid: int) -> Group | None:
         """The group of this tree that a process is in (by its v2 path); None for any other process, or none."""
         try:
-            path = membership.read_membership(pid).get("", "")
+            path = membership.unified_path(pid)
         except NoSuchProcess:
             return None
         shown = self._layout.kernel_names[self._layout.v2][1]

@@ -86,6 +86,7 @@ class Watcher:
         self._watches: dict[Group, _Watch] = {}
         self._by_descriptor: dict[int, tuple[_Watch, Callable[[_Watch], None]]] = {}
         self._by_eventfd: dict[int, _Watch] = {}
+        self._nought: MemoryEvents | None = None  # what a new group's counters say
         self._inotify = inotify.init()
         self._epoll = select.epoll()
         self._loop.add_reader(self._inotify, self._notified)
@@ -97,9 +98,11 @@ class Watcher:
     def __contains__(self, group: Group) -> bool:
         return group in self._watches
 
-    def add(self, group: Group, callback: Callback) -> None:
+    def add(self, group: Group, callback: Callback, *, made_just_now: bool = False) -> None:
         """Watch a group, which must exist; a second time replaces the callback. Add it before its first process comes.
 
+        ``made_just_now``: its counters began at nought a moment ago, and are not read. If its first process may have
+        come already, ``look`` afterwards.
         Raises NoSuchGroup, KernelRefused (out of watches or descriptors); nothing half watched is left.
         """
         if (known := self._watches.get(group)) is not None:
@@ -108,12 +111,13 @@ class Watcher:
         watch = _Watch(group, callback)
         try:
             self._notify(watch, f"{group.path}/cgroup.events", self._look_core)
-            state = core.core_state(group.path)
-            watch.populated, watch.frozen = state.populated, state.frozen
-            self._add_memory(watch)
+            if not made_just_now:
+                state = core.core_state(group.path)
+                watch.populated, watch.frozen = state.populated, state.frozen
+            self._add_memory(watch, made_just_now)
             if (pids := group.directory("pids")) is not None:
                 self._notify(watch, f"{pids}/pids.events", self._look_pids)
-                watch.pids_max = group.pids_max_events()
+                watch.pids_max = 0 if made_just_now else group.pids_max_events()
         except CgroupFileError:
             self._drop(watch)
             raise
@@ -124,6 +128,11 @@ class Watcher:
         keeps the watch of a removed directory for as long as nobody takes it back."""
         if (watch := self._watches.pop(group, None)) is not None:
             self._drop(watch)
+
+    def look(self, group: Group) -> None:
+        """Read now whether a watched group has processes, and tell it: also that it is empty, when it was before."""
+        if (watch := self._watches.get(group)) is not None:
+            self._look(watch, self._look_core)
 
     def check(self, group: Group) -> None:
         """Read the counters of a watched group now, and tell what has changed: for those that this host's kernel does
@@ -149,7 +158,7 @@ class Watcher:
         watch.descriptors.append(descriptor)
         self._by_descriptor[descriptor] = watch, look
 
-    def _add_memory(self, watch: _Watch) -> None:
+    def _add_memory(self, watch: _Watch, made_just_now: bool) -> None:
         directory = watch.group.directory("memory")
         if directory is None:
             return
@@ -160,7 +169,12 @@ class Watcher:
                 self._notify(watch, f"{directory}/memory.events.local", self._look_memory)
             except KnobMissing:  # before 5.2
                 self._notify(watch, f"{directory}/memory.events", self._look_memory)
-        watch.memory = watch.group.memory_events()
+        if not made_just_now or self._nought is None:
+            watch.memory = watch.group.memory_events()
+            if made_just_now and watch.memory is not None and not _counted(watch.memory):
+                self._nought = watch.memory  # which counters this kernel has is the same for all
+        else:
+            watch.memory = self._nought
 
     def _add_eventfd(self, watch: _Watch, directory: str) -> None:
         path = f"{directory}/memory.oom_control"
@@ -290,3 +304,7 @@ class Watcher:
             self._loop.call_exception_handler(
                 {"message": f"callback of {watch.group!r} failed at {kind}", "exception": err}
             )
+
+
+def _counted(events: MemoryEvents) -> bool:
+    return any((events.oom_kill, events.max, events.oom, events.high, events.low, events.oom_group_kill))

@@ -143,7 +143,7 @@ def check_text(field: str, text: str, limit: int = MAX_TEXT) -> str:
         raise InvalidRequest(
             f"{len(text)} characters", field=field, value=text[:40], remedy=f"use at most {limit} characters"
         )
-    if any(not c.isprintable() for c in text):
+    if not text.isprintable():
         raise InvalidRequest(
             "holds characters that cannot be printed", field=field, remedy="use printable text on one line"
         )
@@ -153,7 +153,10 @@ def check_text(field: str, text: str, limit: int = MAX_TEXT) -> str:
 def command_text(argv: Sequence[str]) -> str:
     """The command as one printable line of at most MAX_COMMAND bytes; for people and for learning, never executed."""
     line = " ".join(" ".join(argv).split())
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    if len(line) <= MAX_COMMAND and line.isascii():
+        return line
     return line.encode("utf-8", "replace")[:MAX_COMMAND].decode("utf-8", "ignore")
 
 

@@ -192,8 +192,11 @@ class RecordingBackend:
     def occupied(self, ref: CallRef) -> bool:
         return bool(self.pids(ref))
 
-    def usage(self, ref: CallRef) -> Usage:
+    def usage(self, ref: CallRef, *, empty: bool = False) -> Usage:
         return self.leaves[ref.call_id].usage
+
+    def ended(self, ref: CallRef) -> None:
+        pass
 
     def memory(self, ref: CallRef) -> int:
         return self.leaves[ref.call_id].memory

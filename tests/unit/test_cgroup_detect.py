@@ -11,7 +11,7 @@ import controller.cgroup
 from controller.cgroup import GroupBusy, KernelRefused, KnobMissing, NotPermitted, NoUsableCgroups, Tree, ValueRefused
 from controller.cgroup.detect import CgroupHost, classify, detect, has_magic, parse_mountinfo
 from controller.cgroup.errors import CgroupFileError, from_os
-from controller.cgroup.membership import home, parse_membership
+from controller.cgroup.membership import home, parse_membership, unified_path
 from controller.model import CallId, CgroupError, InvalidRequest, SessionId, TenantId, new_session_id, new_tenant_id
 
 UNIFIED = "27 22 0:24 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
@@ -175,6 +175,21 @@ def test_paths_name_groups_and_strangers_are_none(tmp_path: Path) -> None:
         "corral",
     ):
         assert tree.by_path(path) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [
+        (b"4:memory:/a\n1:name=systemd:/\n0::/corral/t/s/calls/c\n", "/corral/t/s/calls/c"),
+        (b"0::/\n", "/"),
+        (b"0::/u:v/0::w\n", "/u:v/0::w"),
+        (b"10::/not-it\n3:cpu:/0::/nor-this\n", ""),  # v1 alone
+        (b"", ""),
+    ],
+)
+def test_the_path_in_the_unified_hierarchy(monkeypatch: pytest.MonkeyPatch, said: bytes, path: str) -> None:
+    monkeypatch.setattr("controller.cgroup.files.read", lambda _: said)
+    assert unified_path(1) == path
 
 
 @pytest.mark.parametrize(

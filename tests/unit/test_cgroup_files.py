@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from controller.cgroup import FormatError, KnobMissing, NoSuchGroup, Pressure, files
 from controller.cgroup.core import CoreState, parse_core_state
 from controller.cgroup.cpu import CpuStat, parse_cpu_max, parse_cpu_stat
-from controller.cgroup.host import parse_meminfo, read_host
+from controller.cgroup.host import parse_meminfo, read_host, read_memory
 from controller.cgroup.io import IoStat, parse_blkio_bytes, parse_io_stat
 from controller.cgroup.memory import MemoryEvents, parse_events_v1, parse_events_v2
 from controller.cgroup.pids import parse_max_events
@@ -178,6 +178,19 @@ def test_host_figures(tmp_path: Path) -> None:
     assert host.cpu_pressure == Pressure(some_usec=5, some_avg10=2.5)
     assert host.memory_pressure is None
     assert host.cpus >= 1
+
+
+def test_the_hosts_memory_alone(tmp_path: Path) -> None:
+    assert read_memory()[0] == read_host().memory_total
+    head = "MemTotal:       24684092 kB\nMemFree:        18619116 kB\nMemAvailable:   21847680 kB\n"
+    (tmp_path / "meminfo").write_text(head + "Buffers: 44304 kB\n" + "Filler: 1 kB\n" * 50)
+    assert read_memory(str(tmp_path)) == (24_684_092 * 1024, 21_847_680 * 1024)
+    # a container's own meminfo (lxcfs) may have another order
+    (tmp_path / "meminfo").write_text("Filler: 1 kB\n" * 50 + "MemAvailable: 5 kB\nMemTotal: 8 kB\n")
+    assert read_memory(str(tmp_path)) == (8192, 5120)
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemFree: 10 kB\n")
+    with pytest.raises(FormatError, match="MemAvailable"):
+        read_memory(str(tmp_path))
 
 
 def test_host_figures_of_this_machine() -> None:

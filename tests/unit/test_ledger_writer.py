@@ -24,7 +24,7 @@ from agentd.ledger import (
     LedgerUnwritten,
     schema,
 )
-from agentd.ledger.backlog import SAMPLE_BATCH, Backlog, CallBegun, Marker
+from agentd.ledger.backlog import SAMPLE_BATCH, SAMPLE_LINGER, Backlog, CallBegun, Marker
 from controller.model import CallId, CallState, Reason, Usage
 from tests.unit.ledger_objects import T0, call, counting, decision, ended, nothing, session, tenant, usage
 
@@ -359,6 +359,34 @@ def backlog(**changes: float) -> Backlog:
         max_records=int(values["max_records"]),
         max_samples=int(values["max_samples"]),
     )
+
+
+def test_the_thread_is_woken_when_a_batch_is_due_and_not_before() -> None:
+    asked: list[float] = []
+    queue = Backlog(flush_seconds=0.05, batch=100, max_records=5, max_samples=3, wake_in=asked.append)
+    for _ in range(3):
+        queue.put(Marker(lambda: None))
+    assert asked == [0.05]
+    queue.put_sample((0.0, CallId("c"), CallState.RUNNING, Usage()))
+    queue.put_sample((1.0, CallId("c"), CallState.RUNNING, Usage()))
+    assert asked == [0.05, SAMPLE_LINGER]
+    queue.take(10)
+    queue.put(Marker(lambda: None))
+    assert asked == [0.05, SAMPLE_LINGER, 0.05]
+
+
+async def test_commits_are_told_one_in_a_turn_of_the_loop(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    turn, told = 0, list[int]()
+    for _ in range(4):
+        ledger.call_ended(ended(call()), lambda: told.append(turn))
+    reached = asyncio.ensure_future(ledger.flush())
+    while not reached.done():
+        await asyncio.sleep(0)
+        turn += 1
+    assert len(told) == 4
+    assert len(set(told)) == 4  # a call that begins waits for one removal of a leaf, not for all of a batch
+    await ledger.close()
 
 
 def test_the_oldest_samples_are_dropped_first() -> None:
