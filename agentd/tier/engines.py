@@ -265,9 +265,12 @@ def _hits(metrics: EngineMetrics | None) -> float | None:
 
 
 def _began_anew(before: Reading, after: Reading) -> bool:
-    """Counters never fall while an engine runs."""
+    """It says that it began later than it did; or its counters fell, which they never do while an engine runs."""
     if before.metrics is None or after.metrics is None:
         return False
+    began, begins = before.metrics.started_at, after.metrics.started_at
+    if began is not None and begins is not None and begins > began:
+        return True
     return any(
         (new := getattr(after.metrics, name)) is not None
         and (old := getattr(before.metrics, name)) is not None

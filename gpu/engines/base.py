@@ -139,12 +139,12 @@ class Engine(ABC):
             remedy=remedy or "ask its info() for what it can do",
         )
 
+    async def _description(self) -> Mapping[str, Any]:
+        """A FastAPI engine's own description of its API; {} where it gives none."""
+        return await self._optional("/openapi.json")
+
     async def _paths(self) -> frozenset[str] | None:
-        """The paths that a FastAPI engine serves, from its own description; None where it gives none."""
-        response = await self._http.request("GET", "/openapi.json")
-        described = json_of(response) if response.status == 200 else None
-        paths = described.get("paths") if isinstance(described, dict) else None
-        return frozenset(paths) if isinstance(paths, dict) else None
+        return paths_of(await self._description())
 
     async def _optional(self, path: str) -> dict[str, Any]:
         """A JSON object that some versions do not serve; {} then."""
@@ -157,6 +157,12 @@ def check_priority(priority: int) -> int:
     if not 0 <= priority <= MAX_PRIORITY:
         raise InvalidValue(f"priority {priority}", remedy=f"give 0 to {MAX_PRIORITY}")
     return priority
+
+
+def paths_of(description: Mapping[str, Any]) -> frozenset[str] | None:
+    """The paths that a FastAPI engine says it serves; None where it does not say."""
+    paths = description.get("paths")
+    return frozenset(paths) if isinstance(paths, dict) else None
 
 
 def serves(paths: frozenset[str] | None, path: str, how: str, missing: str) -> Support:

@@ -156,6 +156,13 @@ class HttpClient:
             return None
         return self._decode(method, path, response, kind)
 
+    async def ask(self, method: str, path: str, *, body: object = None) -> Response:
+        """Whatever it answers, where it agrees.
+
+        :raises EngineRefused: a status of 300 or more
+        """
+        return self._accept(method, path, await self.request(method, path, body=body))
+
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:

@@ -50,6 +50,13 @@ class Metrics:
         value = self.total(*names)
         return None if value is None else round(value)
 
+    def labelled(self, name: str, label: str, value: str) -> float | None:
+        """Summed over the label sets in which ``label`` is ``value``."""
+        values = [
+            one.value for one in self.samples(name) if one.labels.get(label) == value and math.isfinite(one.value)
+        ]
+        return sum(values) if values else None
+
     def label(self, name: str, label: str) -> str | None:
         """A label's value at the first sample that has it: engines put their set-up there."""
         return next((one.labels[label] for one in self.samples(name) if label in one.labels), None)

@@ -160,14 +160,15 @@ class SgLang(Engine):
         await self._control("/flush_cache", Capability.RESET)
 
     async def pause(self) -> None:
-        await self._control("/pause_generation", Capability.PAUSE)
+        """Requests that run stay as they are, with their KV; SGLang's default would end them."""
+        await self._control("/pause_generation", Capability.PAUSE, {"mode": "in_place"})
 
     async def resume(self) -> None:
         await self._control("/continue_generation", Capability.PAUSE)
 
-    async def _control(self, path: str, capability: Capability) -> None:
+    async def _control(self, path: str, capability: Capability, body: Mapping[str, Any] | None = None) -> None:
         try:
-            await self._http.send("POST", path, type(None), body={})
+            await self._http.send("POST", path, type(None), body=body or {})
         except EngineRefused as error:
             if error.status in (404, 405):
                 raise self._unsupported(capability, f"it does not serve {path}", "update SGLang") from error

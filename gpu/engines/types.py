@@ -104,6 +104,7 @@ class EngineMetrics:
     loaded_bytes_total: int | None = None
     cache_bytes: int | None = None  # held in a store beside the pool
     evictions_total: int | None = None  # entries that store gave up for others
+    started_at: float | None = None  # wall clock, seconds: when its process began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,12 @@
 """vLLM's KV events: which blocks of KV exist, and whose they are. Decoding and bookkeeping; pure.
 
 A message is msgpack: a batch of events, as maps, or (older versions) as arrays with the type's name first. Blocks are
-named by a hash of their content. A block carries the session that computed it (versions that tell it); a second session
-that finds the same prefix in the cache causes no event: its tokens are those of the first.
+named by a hash of their content. A block carries the session that computed it (0.32 tells it); a second session that
+finds the same prefix in the cache causes no event: its tokens are those of the first. Two that compute the same content
+(at the same time, or the last block of a prompt, which is always computed) store it twice: it exists until both copies
+are removed, and counts for both sessions.
+
+Seen on the real server, 0.32.0: a reset of the prefix cache is told only with the next request's events.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ MAX_BLOCKS: Final = 2_000_000
 
 BlockHash = int | bytes
 _DEFAULT_MEDIUM: Final = "GPU"
+_MAX_SHARERS: Final = 64  # sessions of one block that are kept: a prompt that all share is computed twice at most or so
 _STORED_FIELDS: Final = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium")
 _REMOVED_FIELDS: Final = ("block_hashes", "medium")
 
@@ -31,19 +36,25 @@ class BadEvent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Blocks that now exist in ``medium``; each has ``block_size`` tokens. ``session`` "": not told."""
+    """Blocks that now exist in ``medium``; each has ``block_size`` tokens. ``session`` "": not told.
+
+    ``group``: of layers that are cached alike; a model with sliding windows has several, and blocks of the same tokens
+    in each.
+    """
 
     hashes: tuple[BlockHash, ...]
     block_size: int
     medium: str = _DEFAULT_MEDIUM
     session: str = ""
     parent: BlockHash | None = None
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
     hashes: tuple[BlockHash, ...]
     medium: str = _DEFAULT_MEDIUM
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +149,10 @@ def _event(entry: object) -> KvEvent | None:
                 _medium(fields),
                 _session(fields),
                 parent if isinstance(parent, int | bytes) else None,
+                _group(fields),
             )
         case "BlockRemoved":
-            return Removed(_hashes(fields), _medium(fields))
+            return Removed(_hashes(fields), _medium(fields), _group(fields))
         case "AllBlocksCleared":
             return Cleared()
         case str():
@@ -172,10 +184,19 @@ def _session(fields: Mapping[str, Any]) -> str:
     return session if isinstance(session, str) and len(session) <= 128 else ""
 
 
+def _group(fields: Mapping[str, Any]) -> int:
+    group = fields.get("group_idx")
+    return group if isinstance(group, int) and not isinstance(group, bool) and 0 <= group < 1 << 16 else 0
+
+
 @dataclass(slots=True)
 class _Block:
     tokens: int
-    session: str
+    copies: int
+    sessions: set[str]
+
+
+_Key = tuple[str, int, BlockHash]  # medium, group, hash
 
 
 class KvIndex:
@@ -186,12 +207,19 @@ class KvIndex:
 
     def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
         self._max = max_blocks
-        self._blocks: dict[tuple[str, BlockHash], _Block] = {}
-        self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (session, medium) -> tokens
+        self._blocks: dict[_Key, _Block] = {}
+        # (session, medium) -> group -> tokens
+        self._tokens: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)
         self.certain = True
 
     def __len__(self) -> int:
+        """Different blocks."""
         return len(self._blocks)
+
+    @property
+    def copies(self) -> int:
+        """Blocks of the pools that are taken."""
+        return sum(block.copies for block in self._blocks.values())
 
     def feed(self, update: KvUpdate) -> None:
         match update:
@@ -204,46 +232,70 @@ class KvIndex:
                 self._clear()
 
     def tokens(self, session: str, medium: str = _DEFAULT_MEDIUM) -> int:
-        """Tokens in blocks that this session computed and that still exist; "" : blocks of nobody known."""
-        return self._tokens.get((session, medium), 0)
+        """Tokens in blocks that this session computed and that still exist; "" : blocks of nobody known.
+
+        Of a model with several groups of layers, those of the group that has most.
+        """
+        return max(self._tokens.get((session, medium), {}).values(), default=0)
 
     def by_medium(self) -> dict[str, int]:
-        totals: defaultdict[str, int] = defaultdict(int)
-        for (_, medium), tokens in self._tokens.items():
-            totals[medium] += tokens
-        return dict(totals)
+        """Tokens that exist, each once; of the group that has most."""
+        totals: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for (medium, group, _), block in self._blocks.items():
+            totals[medium][group] += block.tokens
+        return {medium: max(groups.values()) for medium, groups in totals.items()}
 
     def sessions(self) -> dict[str, dict[str, int]]:
-        """Session to medium to tokens."""
+        """Session to medium to tokens. What two sessions computed counts for both."""
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for (session, medium), tokens in self._tokens.items():
-            found[session][medium] = tokens
+        for session, medium in self._tokens:
+            found[session][medium] = self.tokens(session, medium)
         return dict(found)
 
     def _apply(self, event: KvEvent) -> None:
         match event:
             case Stored():
                 for one in event.hashes:
-                    self._remove((event.medium, one))  # stored again: the newer owner counts
-                    if len(self._blocks) >= self._max:
+                    if not self._store(event, (event.medium, event.group, one)):
                         self.certain = False  # more than any pool has: something does not report removals
                         return
-                    self._blocks[event.medium, one] = _Block(event.block_size, event.session)
-                    self._tokens[event.session, event.medium] += event.block_size
             case Removed():
                 for one in event.hashes:
-                    self._remove((event.medium, one))
+                    self._remove((event.medium, event.group, one))
             case Cleared():
                 self._clear()
 
-    def _remove(self, key: tuple[str, BlockHash]) -> None:
-        block = self._blocks.pop(key, None)
+    def _store(self, event: Stored, key: _Key) -> bool:
+        block = self._blocks.get(key)
+        if block is None:
+            if len(self._blocks) >= self._max:
+                return False
+            block = self._blocks[key] = _Block(event.block_size, 0, set())
+        block.copies += 1
+        if event.session not in block.sessions:
+            if len(block.sessions) >= _MAX_SHARERS:
+                return True  # it exists, which others already say
+            block.sessions.add(event.session)
+            groups = self._tokens[event.session, event.medium]
+            groups[event.group] = groups.get(event.group, 0) + block.tokens
+        return True
+
+    def _remove(self, key: _Key) -> None:
+        block = self._blocks.get(key)
         if block is None:
             return
-        owner = (block.session, key[0])
-        self._tokens[owner] -= block.tokens
-        if not self._tokens[owner]:
-            del self._tokens[owner]
+        block.copies -= 1
+        if block.copies:
+            return
+        del self._blocks[key]
+        medium, group, _ = key
+        for session in block.sessions:
+            groups = self._tokens[session, medium]
+            groups[group] -= block.tokens
+            if not groups[group]:
+                del groups[group]
+            if not groups:
+                del self._tokens[session, medium]
 
     def _clear(self) -> None:
         self._blocks.clear()

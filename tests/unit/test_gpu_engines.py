@@ -175,7 +175,7 @@ async def test_vllm_in_development_mode_with_priorities_and_events() -> None:
         **VLLM,
         "GET /openapi.json": openapi("/reset_prefix_cache", "/pause"),
         "POST /reset_prefix_cache": (200, ""),
-        "POST /pause": (200, {}),
+        "POST /pause?mode=keep": (200, {"status": "paused"}),
         "POST /resume": (200, {}),
     }
     async with fake_engine(routes) as fake:
@@ -189,9 +189,23 @@ async def test_vllm_in_development_mode_with_priorities_and_events() -> None:
         await engine.reset()
         await engine.pause()
         await engine.resume()
-        assert [route for route, _ in fake.asked][-3:] == ["POST /reset_prefix_cache", "POST /pause", "POST /resume"]
+        assert [route for route, _ in fake.asked][-3:] == [
+            "POST /reset_prefix_cache",
+            "POST /pause?mode=keep",  # the default would end what runs
+            "POST /resume",
+        ]
         with pytest.raises(InvalidValue, match="priority 101"):
             engine.request_fields(REF, priority=101)
+        await engine.close()
+
+
+async def test_vllm_that_cannot_reset_because_requests_run() -> None:
+    """Recorded from vLLM 0.32.0: it refuses with status 200."""
+    routes = {**VLLM, "POST /reset_prefix_cache": (200, {"success": False})}
+    async with fake_engine(routes) as fake:
+        engine = vllm(fake)
+        with pytest.raises(EngineRefused, match="running requests hold blocks"):
+            await engine.reset()
         await engine.close()
 
 
@@ -252,6 +266,7 @@ async def test_sglang_holds_by_a_streaming_session_and_drops_by_closing_it() -> 
         assert fake.bodies("POST /close_session") == [{"session_id": "session-1"}]
         await engine.reset()
         await engine.pause()
+        assert fake.bodies("POST /pause_generation") == [{"mode": "in_place"}]  # the default would end what runs
         await engine.resume()
         with pytest.raises(InvalidValue, match="more than 0"):
             await engine.hold(REF, 0)

@@ -132,6 +132,25 @@ def test_it_is_bounded() -> None:
     assert (len(index), index.certain) == (2, False)
 
 
+def test_a_block_that_two_sessions_computed_stays_until_both_copies_are_gone() -> None:
+    """As the real vLLM 0.32 tells it when a second session's prompt ends with a block that the first has."""
+    index = KvIndex()
+    index.feed(batch(Stored((1, 2), 32, session="a"), Stored((2,), 32, session="b")))
+    assert (index.tokens("a"), index.tokens("b"), index.copies) == (64, 32, 3)
+    index.feed(batch(Removed((2,))))
+    assert (index.tokens("a"), index.tokens("b"), index.copies) == (64, 32, 2)
+    index.feed(batch(Removed((2,))))
+    assert index.sessions() == {"a": {"GPU": 32}}
+
+
+def test_a_block_in_two_groups_of_layers_is_two_blocks_and_one_time_its_tokens() -> None:
+    index = KvIndex()
+    index.feed(batch(Stored((1,), 16, session="a"), Stored((1,), 16, session="a", group=1)))
+    assert (index.tokens("a"), index.by_medium(), len(index)) == (16, {"GPU": 16}, 2)
+    index.feed(batch(Removed((1,), group=1)))
+    assert (index.tokens("a"), len(index)) == (16, 1)
+
+
 _events = st.lists(
     st.one_of(
         st.builds(
@@ -151,21 +170,31 @@ _events = st.lists(
 @given(_events)
 def test_it_always_agrees_with_a_plain_replay(events: list[KvEvent]) -> None:
     index = KvIndex()
-    plain: dict[tuple[str, Any], tuple[int, str]] = {}
+    plain: dict[tuple[str, Any], list[tuple[int, str]]] = {}  # every copy's size and session, also those removed since
+    copies: dict[tuple[str, Any], int] = {}
     for event in events:
         index.feed(batch(event))
         match event:
             case Stored():
-                plain |= {(event.medium, one): (event.block_size, event.session) for one in event.hashes}
-            case Removed():
                 for one in event.hashes:
-                    plain.pop((event.medium, one), None)
+                    plain.setdefault((event.medium, one), []).append((event.block_size, event.session))
+                    copies[event.medium, one] = copies.get((event.medium, one), 0) + 1
+            case Removed():
+                for key in ((event.medium, one) for one in event.hashes):
+                    if key in copies:
+                        copies[key] -= 1
+                    if not copies.get(key, 0):
+                        plain.pop(key, None)
+                        copies.pop(key, None)
             case Cleared():
                 plain.clear()
+                copies.clear()
     expected: dict[str, dict[str, int]] = {}
-    for (medium, _), (size, session) in plain.items():
-        places = expected.setdefault(session, {})
-        places[medium] = places.get(medium, 0) + size
+    for (medium, _), stored in plain.items():
+        for session in {session for _, session in stored}:
+            places = expected.setdefault(session, {})
+            places[medium] = places.get(medium, 0) + stored[0][0]  # one content has one size
+    assert index.copies == sum(copies.values())
     assert index.sessions() == expected
     assert len(index) == len(plain)
 
