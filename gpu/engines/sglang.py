@@ -3,6 +3,9 @@
 A streaming session (``/open_session`` with ``streaming`` and ``timeout``) keeps its KV out of the radix cache's
 eviction. Its requests carry ``session_params``. It is opened before the session's first turn; holding over a tool call
 is then its time-out.
+
+Read against the real 0.5.23 on a CPU (its server, scheduler and metrics; torch in the place of its compiled kernels):
+tests/data/engines.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ class SgLang(Engine):
         version = str(server.get("version") or "")
         paths = await self._paths()
         metrics = await self._http.request("GET", "/metrics")
+        page = await self.scrape() if metrics.status == 200 else None
         session = serves(paths, "/open_session", "POST /open_session", "this version has no sessions")
         return EngineInfo(
             name=self.name,
@@ -86,15 +90,21 @@ class SgLang(Engine):
                     Capability.PAUSE: serves(
                         paths, "/pause_generation", "POST /pause_generation", "this version cannot pause"
                     ),
-                    Capability.PRIORITY: yes("priority in the request, higher first")
-                    if self._priorities
-                    else no(_PRIORITY),
+                    Capability.PRIORITY: self._priority_support(server.get("enable_priority_scheduling")),
                 }
             ),
-            context_tokens=_whole(server.get("context_length")),
+            # null where it was not given at the start: the model's own is in the metrics alone
+            context_tokens=_whole(server.get("context_length")) or (page.whole("sglang:context_len") if page else None),
             kv_tokens=_whole(server.get("max_total_num_tokens")),
             kv_bytes_per_token=self._bytes_per_token,
         )
+
+    def _priority_support(self, told: object) -> Support:
+        if told is False or (told is None and not self._priorities):
+            return no(_PRIORITY)
+        if not self._priorities:
+            return no("it schedules by priority: set priorities in Corral's configuration")
+        return yes("priority in the request, higher first")
 
     def _read(self, page: Metrics, at_nsec: int) -> EngineMetrics:
         used = page.whole("sglang:kv_used_tokens", "sglang:num_used_tokens")
@@ -111,10 +121,12 @@ class SgLang(Engine):
             waiting=page.whole("sglang:num_queue_reqs"),
             # Its prompt counter includes what was found in the cache.
             prompt_tokens_total=None if prompts is None else max(0, prompts - (cached or 0)),
-            cached_tokens_total=cached,
+            # these two counters appear with the first event that they count
+            cached_tokens_total=cached if cached is not None or prompts is None else 0,
             generated_tokens_total=page.whole("sglang:generation_tokens_total"),
             prefix_hit_rate=page.mean("sglang:cache_hit_rate"),
-            preemptions_total=page.whole("sglang:num_retracted_requests_total"),
+            preemptions_total=page.whole("sglang:num_retracted_requests_total")
+            or (0 if "sglang:num_retracted_reqs" in page else None),
         )
 
     def request_fields(self, ref: KvRef, *, priority: int | None = None) -> Mapping[str, Any]:
